@@ -1,0 +1,63 @@
+"""What all tests share: shapes checked at run time, a fixed number of threads, the real CLI and real data."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports torch, and for children too: the last bit of a sum depends on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything imports ddpm: the hook rewrites modules as they are loaded.
+install_import_hook(["ddpm.diffusion", "ddpm.models"], "beartype.beartype")
+
+# Tests run commands in folders of their own, where a relative path would point elsewhere.
+if "DDPM_DATA_DIR" in os.environ:
+    os.environ["DDPM_DATA_DIR"] = str(Path(os.environ["DDPM_DATA_DIR"]).expanduser().resolve())
+
+SLOW_TIMEOUT = 1200  # seconds a test
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
+
+DDPM = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def ddpm_cli(tmp_path: Path) -> DDPM:
+    """Runs `ddpm ARGUMENTS…` as a user does, by default in the test's own folder, where outputs/ then lands.
+
+    `env` adds to the environment. Nothing is raised for a non-zero exit: look at `.returncode`.
+    """
+
+    def run(
+        *arguments: str, cwd: Path = tmp_path, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ddpm", *arguments],
+            cwd=cwd,
+            env=os.environ | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_mnist() -> Path:
+    """The folder with the real MNIST as torchvision lays it out; the test is skipped where there is none."""
+    folder = Path(os.environ.get("DDPM_DATA_DIR", "~/.cache/ddpm")).expanduser()
+    if not any((folder / "MNIST" / "raw").glob("train-images-idx3-ubyte*")):
+        pytest.skip("no real MNIST here: set DDPM_DATA_DIR to a folder with MNIST/raw/train-images-idx3-ubyte")
+    return folder
