@@ -1,0 +1,19 @@
+"""Data sets as LightningDataModules: images in memory as uint8, batches of float32 in [-1, 1].
+
+For data of your own subclass `ImageData` and write its `load`.
+"""
+
+from ddpm.data.image_folder import ImageFolder
+from ddpm.data.images import ImageData, Split, to_model_range, to_uint8
+from ddpm.data.mnist import MNIST, FashionMNIST, MNISTMini
+
+__all__ = [
+    "MNIST",
+    "FashionMNIST",
+    "ImageData",
+    "ImageFolder",
+    "MNISTMini",
+    "Split",
+    "to_model_range",
+    "to_uint8",
+]

@@ -1,0 +1,68 @@
+"""Which images a process sees, and when: index batches for an ordinary DataLoader."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ddpm.seeding import Stream, generator
+
+
+class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images and labels in memory; a batch is one indexing, without a loop over its images."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] and labels [B]; the DataLoader asks for whole batches where this method exists."""
+        return self.images[indices], self.labels[indices]
+
+
+class TrainBatches(Sampler[Tensor]):
+    """One process's part of each global batch of training, in an order that depends on (seed, epoch) alone.
+
+    Rank r of R has rows r·B/R to (r+1)·B/R of a global batch of B. Images that fill no batch wait for an epoch with
+    another order.
+
+    Args:
+        position: gives (epoch, batches of it that are done) whenever an iteration starts.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], tuple[int, int]],
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        assert batch_size % world_size == 0
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.position = position
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where an iteration starts in the middle of one: as Lightning counts."""
+        return self.num_images // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        # No generator function: the position is that of now, not that of the first batch's fetching.
+        epoch, done = self.position()
+        order = torch.randperm(self.num_images, generator=generator(Stream.DATA_ORDER, self.seed, epoch))
+        batches = order[: len(self) * self.batch_size].view(len(self), self.world_size, -1)
+        return iter(batches[done:, self.rank])
+
+
+def batches_in_order(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
+    """Every image once, for evaluation: rank r of R has the images r, r+R, r+2R …; none is repeated to fill up."""
+    return list(torch.arange(rank, num_images, world_size).split(batch_size // world_size))

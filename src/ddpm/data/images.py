@@ -1,0 +1,162 @@
+"""What all data sets share: images in memory, and how they become batches."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ddpm.data.batches import TensorImages, TrainBatches, batches_in_order
+from ddpm.errors import UserError
+
+
+class Split(NamedTuple):
+    images: Tensor
+    """uint8 [N, C, H, W]"""
+    labels: Tensor
+    """int64 [N]"""
+
+
+class ImageData(LightningDataModule, ABC):
+    """Images in memory as uint8; batches are (float32 [B, C, H, W] in [-1, 1], int64 labels [B]).
+
+    A data set is a subclass with a `load`. Training sees an order that depends on (seed, epoch) alone, and a run that
+    is resumed in the middle of an epoch sees the rest of it. Use `Trainer(use_distributed_sampler=False)`: each
+    process takes its part by itself.
+
+    Args:
+        batch_size: images of a step over all processes.
+        image_channels, image_size: C, and H = W or [H, W] in pixels.
+        seed: of the order in training.
+        num_workers: processes that fetch batches.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        image_channels: int,
+        image_size: int | Sequence[int],
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: a batch needs at least one image.")
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_shape = (image_channels, height, width)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self._splits: dict[str, Split] = {}
+
+    @abstractmethod
+    def load(self) -> dict[str, Split]:
+        """The images of "train", "validation" and "test"; what must be downloaded first is for `prepare_data`."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images, once.
+
+        Raises:
+            UserError: the images are not there, are not of `image_shape`, or are fewer than a batch.
+        """
+        if self._splits:
+            return
+        splits = self.load()
+        for name, (images, _) in splits.items():
+            if images.dtype != torch.uint8 or images.shape[1:] != self.image_shape:
+                found = f"{images.dtype} {list(images.shape[1:])}"
+                raise UserError(f"the {name} images are {found}, not torch.uint8 {list(self.image_shape)}.")
+        num_images = len(splits["train"].images)
+        if self.batch_size > num_images:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {num_images} images for training: "
+                "set a smaller one, or give more images."
+            )
+        self._splits = splits
+
+    def split(self, name: str) -> Split:
+        """All images and labels of "train", "validation" or "test", in their own order, as uint8."""
+        assert self._splits, "call setup() first"
+        return self._splits[name]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        num_images = len(self.split("train").images)
+        rank, world_size = self._process()
+        return self._loader(
+            "train",
+            TrainBatches(num_images, self.batch_size, self.seed, self._position, rank, world_size),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader_in_order("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader_in_order("test")
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        return to_model_range(images), labels
+
+    def _loader_in_order(self, name: str) -> DataLoader[Any]:
+        return self._loader(name, batches_in_order(len(self.split(name).images), self.batch_size, *self._process()))
+
+    def _loader(self, name: str, batches: Iterable[Any]) -> DataLoader[Any]:
+        # Neither is true here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
+        for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
+            warnings.filterwarnings("ignore", warning, PossibleUserWarning)
+        return DataLoader(
+            TensorImages(*self.split(name)),
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            # Every iteration draws a seed for workers: from a stream of its own, not from the global one.
+            generator=torch.Generator(),
+        )
+
+    def _process(self) -> tuple[int, int]:
+        """(rank, number of processes)"""
+        if self.trainer is None:
+            return 0, 1
+        world_size = self.trainer.world_size
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} counts the images of all processes, "
+                f"and must be divisible by their number, {world_size}."
+            )
+        return self.trainer.global_rank, world_size
+
+    def _position(self) -> tuple[int, int]:
+        """(epoch, batches of it that are done) of the training.
+
+        From all batches of the run: Lightning's counts within an epoch read differently in a checkpoint made on its
+        last batch, after the validation there, and at its end; this one is right in each.
+        """
+        if self.trainer is None:
+            return 0, 0
+        num_batches = len(self.split("train").images) // self.batch_size
+        limit = self.trainer.limit_train_batches
+        num_batches = min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
+        batches_of_run = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        epoch, done = divmod(batches_of_run.processed, num_batches)  # type: ignore[attr-defined]
+        # `overfit_batches` means the same few images again and again.
+        return (0 if self.trainer.overfit_batches else epoch), done  # type: ignore[attr-defined]
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 0 … 255 to float32 in [-1, 1]: x/127.5 - 1, any shape."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Floats in [-1, 1] to the nearest of 0 … 255, any shape; what lies outside is clamped."""
+    return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

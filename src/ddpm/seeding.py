@@ -1,0 +1,56 @@
+"""Randomness as a function of where it is used: never of what was drawn before.
+
+So a run that goes on from a checkpoint draws what the uninterrupted one would have drawn, and nothing that is
+drawn for a picture or a validation moves the training's numbers.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What the numbers are for: the first part of every key, so that no two uses share theirs."""
+
+    DATA_ORDER = 0
+    DIFFUSION = 1
+    """timesteps and noise of training"""
+    NETWORK = 2
+    """dropout, and whatever else a network draws"""
+    VALIDATION = 3
+    SAMPLING = 4
+    DATA_SPLIT = 5
+    EVALUATION = 6
+    INITIAL_WEIGHTS = 7
+
+
+def seed_at(*key: int) -> int:
+    """A seed of 64 bits that depends on the non-negative integers of `key` alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on the non-negative integers of `key` alone."""
+    return torch.Generator().manual_seed(seed_at(*key))
+
+
+class ImageNoise:
+    """Standard normal noise in which image i's numbers come from a generator of its own.
+
+    They are the same whatever batch the image is in, on whichever device.
+
+    Args:
+        key: what the noise is for.
+        indices: the images of the batch, [B].
+    """
+
+    def __init__(self, *key: int, indices: Sequence[int]):
+        self.generators = [generator(*key, index) for index in indices]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Fresh noise in the shape of `like`, [B, ...], and on its device."""
+        noise = [torch.randn(like.shape[1:], generator=generator) for generator in self.generators]
+        return torch.stack(noise).to(like.device)

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.data import ImageFolder, MNISTMini
+from ddpm.data.image_folder import find_pictures, read_picture
+from ddpm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = MNISTMini()
+    data.setup()
+    return data.split("test")
+
+
+def write_digits(folder, digits, count=40, by_digit=True):
+    """The first digits as 28×28 PNGs, in one sub-folder for each digit or in none."""
+    for i, (image, label) in enumerate(zip(*digits, strict=True)):
+        if i == count:
+            return
+        path = folder / (str(label.item()) if by_digit else "") / f"{i:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+
+
+def ready(folder, **settings):
+    data = ImageFolder(folder, **{"batch_size": 4, "image_channels": 1, "image_size": 28} | settings)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def everything(data):
+    images, labels = zip(*(data.split(name) for name in ("train", "validation", "test")), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def as_set(images, labels):
+    return {(image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
+
+
+def test_pictures_come_back_as_they_were_written(tmp_path, digits):
+    write_digits(tmp_path, digits, count=80)
+    data = ready(tmp_path)
+    assert [len(data.split(name).images) for name in ("train", "validation", "test")] == [64, 8, 8]
+    assert set(digits.labels[:80].tolist()) == set(range(10))  # so that a folder's index is its digit
+    assert as_set(*everything(data)) == as_set(digits.images[:80], digits.labels[:80])
+
+
+def test_a_flat_folder_has_one_label(tmp_path, digits):
+    write_digits(tmp_path, digits, by_digit=False)
+    images, labels = everything(ready(tmp_path))
+    assert labels.tolist() == [0] * 40
+    assert as_set(images, labels) == as_set(digits.images[:40], torch.zeros(40, dtype=torch.int64))
+
+
+def test_the_split_depends_on_the_split_seed_alone(tmp_path, digits):
+    write_digits(tmp_path, digits)
+    test = ready(tmp_path).split("test").images
+    assert torch.equal(ready(tmp_path, seed=1).split("test").images, test)
+    assert not torch.equal(ready(tmp_path, split_seed=1).split("test").images, test)
+
+
+def test_fractions_are_rounded_up(tmp_path, digits):
+    write_digits(tmp_path, digits, count=11)
+    data = ready(tmp_path, validation_fraction=0.01, test_fraction=0.2)
+    assert [len(data.split(name).images) for name in ("train", "validation", "test")] == [7, 1, 3]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+@pytest.mark.parametrize("stored", ["L", "RGB", "RGBA", "P", "1"])
+def test_pictures_of_any_mode_get_the_channels_asked_for(tmp_path, channels, mode, stored):
+    picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8))
+    picture.convert(stored).save(tmp_path / "a.png")
+    read = read_picture(tmp_path / "a.png", (channels, 8, 8))
+    expected = np.atleast_3d(np.asarray(picture.convert(stored).convert(mode)))
+    assert read.dtype == torch.uint8
+    assert np.array_equal(read.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (80, 40)])
+def test_the_middle_is_cut_out_and_scaled(tmp_path, size):
+    """Red, green, green, blue in quarters from left to right: the square in the middle is green."""
+    width, height = size
+    picture = Image.new("RGB", size, "lime")
+    picture.paste("red", (0, 0, width // 4, height))
+    picture.paste("blue", (3 * width // 4, 0, width, height))
+    picture.save(tmp_path / "a.png")
+    square = read_picture(tmp_path / "a.png", (3, 10, 10))
+    assert (square.argmax(dim=0) == 1).all()
+    wide = read_picture(tmp_path / "a.png", (3, 10, 20))
+    assert (wide.argmax(dim=0) == torch.tensor([0] * 5 + [1] * 10 + [2] * 5)).all()
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path):
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3  # orientation: by 180°
+    picture = Image.new("L", (8, 8))
+    picture.paste(255, (0, 0, 8, 4))
+    picture.save(tmp_path / "a.png", exif=upside_down)
+    assert read_picture(tmp_path / "a.png", (1, 8, 8))[0, :, 0].tolist() == [0] * 4 + [255] * 4
+
+
+def test_a_folder_of_mixed_sizes_becomes_one_size(tmp_path):
+    for i, size in enumerate([(30, 50), (64, 64), (100, 17), (33, 32), (8, 8), (500, 400)]):
+        Image.new("RGB", size, (10 * i, 0, 0)).save(tmp_path / f"{i}.{'jpg' if i % 2 else 'png'}")
+    data = ready(tmp_path, batch_size=2, image_channels=3, image_size=[16, 24])
+    assert data.image_shape == (3, 16, 24)
+    assert everything(data)[0].shape == (6, 3, 16, 24)
+
+
+def test_only_pictures_that_are_not_hidden_count(tmp_path):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for name in ("z.png", "b/a.JPG", "b/c/y.jpeg", "b/.hidden.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path)] == ["b/a.JPG", "b/c/y.jpeg", "z.png"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path / 'nowhere'}: set data.root"):
+        ready(tmp_path / "nowhere")
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(UserError, match=f"there is no picture in {tmp_path}"):
+        ready(tmp_path)
+
+
+def test_fewer_pictures_than_a_batch_are_refused(tmp_path, digits):
+    write_digits(tmp_path, digits, count=10)
+    with pytest.raises(UserError, match=r"data.batch_size=9 is more than the 8 images for training"):
+        ready(tmp_path, batch_size=9)
+
+
+@pytest.mark.parametrize("keep", [0, 60])
+def test_an_unreadable_picture_is_named(tmp_path, digits, keep):
+    write_digits(tmp_path, digits, by_digit=False)
+    broken = tmp_path / "00007.png"
+    broken.write_bytes(broken.read_bytes()[:keep])
+    with pytest.raises(UserError, match=f"cannot read the picture {broken} "):
+        ready(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"image_channels": 2}, {"validation_fraction": 0.0}, {"validation_fraction": 0.5, "test_fraction": 0.5}],
+)
+def test_settings_without_sense_are_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"image_channels=2|must be above 0, and below 1 together"):
+        ImageFolder(tmp_path, **settings)

@@ -1,0 +1,196 @@
+import gzip
+import hashlib
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.datasets
+
+import ddpm.data
+from ddpm.data import MNIST, FashionMNIST, MNISTMini
+from ddpm.data.idx import read_idx, write_idx
+from ddpm.data.mnist import FILES
+from ddpm.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_mnist_mini.py"
+EMBEDDED = Path(ddpm.data.__file__).parent / "mnist_mini"
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def ready(data):
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def write_small(folder, gzipped=False):
+    """Twelve training and three test images in the files of MNIST."""
+    folder.mkdir(parents=True)
+    for name in FILES:
+        num_images = 12 if name.startswith("train") else 3
+        shape = (num_images, 28, 28) if "images" in name else (num_images,)
+        path = folder / f"{name}.gz"
+        write_idx(path, torch.randint(256, shape, dtype=torch.uint8))
+        if not gzipped:
+            (folder / name).write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A server on this machine from which torchvision downloads a small Fashion-MNIST."""
+    folder = tmp_path / "mirror"
+    write_small(folder, gzipped=True)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever).start()
+    md5s = [(f"{name}.gz", hashlib.md5((folder / f"{name}.gz").read_bytes()).hexdigest()) for name in FILES]
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", md5s)
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_mnist_is_the_official_split(real_mnist):
+    data = ready(MNIST(real_mnist))
+    for name, size in (("train", 55_000), ("validation", 5_000), ("test", 10_000)):
+        images, labels = data.split(name)
+        assert images.dtype == torch.uint8
+        assert images.shape == (size, *data.image_shape)
+        assert labels.dtype == torch.int64
+        assert labels.shape == (size,)
+    training = torchvision.datasets.MNIST(real_mnist, train=True)
+    assert torch.equal(torch.cat([data.split("train").images, data.split("validation").images])[:, 0], training.data)
+    assert torch.equal(torch.cat([data.split("train").labels, data.split("validation").labels]), training.targets)
+    test = torchvision.datasets.MNIST(real_mnist, train=False)
+    assert torch.equal(data.split("test").images[:, 0], test.data)
+    assert torch.equal(data.split("test").labels, test.targets)
+
+
+def test_the_mini_set_is_the_first_images_of_each_digit(real_mnist):
+    mini, whole = ready(MNISTMini()), ready(MNIST(real_mnist))
+    assert [len(mini.split(name).images) for name in ("train", "validation", "test")] == [9000, 1000, 2000]
+    for names, count in ((("train", "validation"), 1000), (("test",), 200)):
+        images, labels = (torch.cat(parts) for parts in zip(*map(mini.split, names), strict=True))
+        all_images, all_labels = (torch.cat(parts) for parts in zip(*map(whole.split, names), strict=True))
+        seen = [0] * 10
+        first = []
+        for i, digit in enumerate(all_labels.tolist()):
+            seen[digit] += 1
+            if seen[digit] <= count:
+                first.append(i)
+        assert torch.equal(images, all_images[first])
+        assert torch.equal(labels, all_labels[first])
+
+
+def test_the_script_makes_the_embedded_files(real_mnist, tmp_path):
+    subprocess.run([sys.executable, SCRIPT, real_mnist, tmp_path], check=True, capture_output=True)
+    for name in FILES:
+        made, embedded = ((folder / f"{name}.gz").read_bytes() for folder in (tmp_path, EMBEDDED))
+        # Not the packed bytes: they may differ from one zlib to another.
+        assert gzip.decompress(made) == gzip.decompress(embedded)
+
+
+def test_equal_arrays_make_equal_files(tmp_path):
+    array = torch.arange(60, dtype=torch.uint8).view(3, 4, 5)
+    write_idx(tmp_path / "a.gz", array)
+    write_idx(tmp_path / "another name.gz", array)
+    packed = (tmp_path / "a.gz").read_bytes()
+    assert packed == (tmp_path / "another name.gz").read_bytes()
+    assert packed[4:8] == b"\0\0\0\0"  # gzip's time stamp
+    assert torch.equal(read_idx(tmp_path / "a.gz"), array)
+
+
+@pytest.mark.skipif(
+    not DEBIAN_FASHION.is_dir(), reason="needs Fashion-MNIST as Debian's package dataset-fashion-mnist has it"
+)
+def test_fashion_mnist_as_debian_packages_it(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in DEBIAN_FASHION.glob("*.gz"):
+        (raw / file.name).symlink_to(file)
+    data = ready(FashionMNIST(tmp_path))
+    assert data.split("train").images.shape == (55_000, 1, 28, 28)
+    assert torch.cat([data.split("train").labels, data.split("validation").labels]).bincount().tolist() == [6000] * 10
+    assert data.split("test").labels.bincount().tolist() == [1000] * 10
+    for name in FILES:  # torchvision reads the same from the unpacked files
+        (raw / name).write_bytes(gzip.decompress((raw / f"{name}.gz").read_bytes()))
+    theirs = torchvision.datasets.FashionMNIST(tmp_path, train=False)
+    assert torch.equal(theirs.data, data.split("test").images[:, 0])
+    assert torch.equal(theirs.targets, data.split("test").labels)
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_files_that_are_there_are_used_where_nothing_can_be_written(tmp_path, gzipped):
+    raw = tmp_path / "MNIST" / "raw"
+    write_small(raw, gzipped)
+    raw.chmod(0o500)
+    data = ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    assert [len(data.split(name).labels) for name in ("train", "validation", "test")] == [10, 2, 3]
+
+
+def test_absent_data_is_downloaded_once(mirror, tmp_path):
+    root = tmp_path / "new" / "root"
+    data = ready(FashionMNIST(root, batch_size=4, validation_size=2))
+    expected = read_idx(mirror / "t10k-images-idx3-ubyte.gz")
+    assert torch.equal(data.split("test").images[:, 0], expected)
+    assert sorted(p.name for p in root.rglob("*")) == sorted(["FashionMNIST", "raw", *FILES])  # nothing left over
+    shutil.rmtree(mirror)
+    ready(FashionMNIST(root, batch_size=4, validation_size=2))
+
+
+def test_without_data_and_network_the_remedies_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody answers there
+    with pytest.raises(UserError) as caught:
+        MNIST(tmp_path).prepare_data()
+    message = str(caught.value)
+    for part in (str(tmp_path), "refused", "DDPM_DATA_DIR", "paths.data", "MNIST/raw", *FILES, "data=mnist_mini"):
+        assert part in message
+    assert len(message.splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_cannot_be_made_is_told_in_the_same_way(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"(?s)Not a directory|File exists.*data=mnist_mini"):
+        MNIST(tmp_path / "file").prepare_data()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"<html>", lambda data: b""])
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_a_damaged_file_is_named(tmp_path, damage, gzipped):
+    raw = tmp_path / "MNIST" / "raw"
+    write_small(raw, gzipped)
+    path = raw / ("t10k-images-idx3-ubyte" + (".gz" if gzipped else ""))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{path} is no IDX file of bytes, or is damaged"):
+        ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+
+
+@pytest.mark.parametrize("settings", [{"image_channels": 3}, {"image_size": 32}, {"image_size": [28, 32]}])
+@pytest.mark.parametrize("data", [partial(MNIST, "nowhere"), MNISTMini])
+def test_a_size_that_would_be_ignored_is_refused(data, settings):
+    with pytest.raises(ValueError, match="image_channels=1 and image_size=28"):
+        data(**settings)
+
+
+@pytest.mark.parametrize("validation_size", [10_000, 20_000])
+def test_a_validation_set_that_leaves_no_batch_is_refused(validation_size):
+    with pytest.raises(UserError, match="more than the 0 images for training"):
+        ready(MNISTMini(validation_size=validation_size))
+
+
+def test_an_empty_validation_set_is_refused():
+    with pytest.raises(ValueError, match="validation_size=0"):
+        MNISTMini(validation_size=0)

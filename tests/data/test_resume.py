@@ -1,0 +1,162 @@
+"""A real Trainer, stopped and resumed anywhere, sees the images that the uninterrupted one sees."""
+
+from itertools import chain
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ddpm.data import ImageData, Split, to_model_range
+from ddpm.errors import UserError
+
+# Each continuation saves into a folder of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
+BATCHES = 5  # an epoch
+STEPS = 17  # three epochs, and two batches of a fourth
+
+
+class Numbers(ImageData):
+    """Image i is filled with i."""
+
+    def load(self):
+        images = torch.arange(100, dtype=torch.uint8)[:, None, None, None]
+        parts = images.split([41, 50, 9])
+        names = ("train", "validation", "test")
+        return {name: Split(part, part.flatten().long()) for name, part in zip(names, parts, strict=True)}
+
+
+class Recorder(L.LightningModule):
+    """Remembers (batches before this one, images) of training.
+
+    Not `current_epoch` and `batch_idx`: Lightning itself numbers the batches otherwise after some resumes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+        self.validated = []
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        assert torch.equal(images.flatten(), to_model_range(labels))
+        before = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        self.seen.append((before, labels.tolist()))
+        return self.weight * images.mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch[1].tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+EACH_BATCH = {"every_n_train_steps": 1, "save_on_train_epoch_end": False}
+LAST_BATCH = {"every_n_train_steps": BATCHES, "save_on_train_epoch_end": False}
+AFTER_VALIDATION = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
+EPOCH_END = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+
+NEVER = {"limit_val_batches": 0}
+EACH_EPOCH = {"limit_val_batches": 2}
+MID_EPOCH = {"limit_val_batches": 2, "val_check_interval": 2}
+
+
+class SaveAtEnd(L.Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / "end.ckpt")
+
+
+def fit(folder, max_steps=STEPS, resume=None, num_workers=0, save=EACH_BATCH, **trainer):
+    """Train, with checkpoints `step=….ckpt` in a new `folder`, and one `end.ckpt` when all is done."""
+    model = Recorder()
+    L.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **save), SaveAtEnd(folder)],
+        **trainer,
+    ).fit(model, Numbers(8, 1, 1, seed=3, num_workers=num_workers), ckpt_path=resume)
+    return model
+
+
+def test_an_uninterrupted_run_sees_every_epoch_in_another_order(tmp_path):
+    seen = fit(tmp_path).seen
+    assert [before for before, _ in seen] == list(range(STEPS))
+    epochs = [list(chain(*(images for before, images in seen if before // BATCHES == e))) for e in range(3)]
+    assert all(len(set(images)) == 40 for images in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_neither_validation_nor_workers_change_what_training_sees(tmp_path):
+    plain = fit(tmp_path / "plain", **NEVER).seen
+    validated = fit(tmp_path / "validated", num_workers=2, val_check_interval=2)
+    assert validated.seen == plain
+    assert set(validated.validated) == set(range(41, 91))
+
+
+@pytest.mark.parametrize(
+    ("save", "validation"),
+    [
+        (EACH_BATCH, NEVER),
+        (EACH_BATCH, EACH_EPOCH),
+        (EACH_BATCH, MID_EPOCH),
+        (LAST_BATCH, NEVER),
+        (LAST_BATCH, EACH_EPOCH),
+        (AFTER_VALIDATION, EACH_EPOCH),
+        (AFTER_VALIDATION, MID_EPOCH),
+        (EPOCH_END, NEVER),
+        (EPOCH_END, EACH_EPOCH),
+        (EPOCH_END, MID_EPOCH),
+    ],
+)
+def test_every_checkpoint_resumes_exactly(tmp_path, save, validation):
+    whole = fit(tmp_path / "whole", save=save, **validation).seen
+    checkpoints = list((tmp_path / "whole").glob("step=*.ckpt"))
+    assert len(checkpoints) >= STEPS // BATCHES
+    for path in checkpoints:
+        step = int(path.stem.removeprefix("step="))
+        assert fit(tmp_path / path.stem, resume=path, save=save, **validation).seen == whole[step:]
+
+
+@pytest.mark.parametrize("checkpoint", ["step={}.ckpt", "end.ckpt"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("validation", [NEVER, EACH_EPOCH, MID_EPOCH])
+def test_a_run_that_is_stopped_again_and_again_misses_nothing(tmp_path, num_workers, validation, checkpoint):
+    whole = fit(tmp_path / "whole", **validation).seen
+    seen, resume = [], None
+    # In the middle, before the last batch, on it, one after it, on the last again, a whole epoch on, the end.
+    for stop in (3, 4, 5, 6, 10, 15, STEPS):
+        folder = tmp_path / str(stop)
+        seen += fit(folder, stop, resume, num_workers, **validation).seen
+        resume = folder / checkpoint.format(stop)
+    assert seen == whole
+
+
+def test_a_limited_epoch_resumes_exactly(tmp_path):
+    whole = fit(tmp_path / "whole", limit_train_batches=3).seen
+    assert whole[3:5] != fit(tmp_path / "unlimited").seen[3:5]  # the second epoch began earlier
+    resume = tmp_path / "whole" / "step=7.ckpt"
+    assert fit(tmp_path / "rest", resume=resume, limit_train_batches=3).seen == whole[7:]
+
+
+def test_overfitting_sees_the_same_batches_in_every_epoch(tmp_path):
+    seen = [images for _, images in fit(tmp_path, 6, overfit_batches=2).seen]
+    assert seen == seen[:2] * 3
+    assert seen[0] != seen[1]
+
+
+def test_a_batch_must_divide_by_the_number_of_processes():
+    data = Numbers(9, 1, 1)
+    data.setup()
+    data.trainer = L.Trainer(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match=r"data.batch_size=9 .* divisible by their number, 2"):
+        data.train_dataloader()
