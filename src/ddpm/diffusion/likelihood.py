@@ -27,7 +27,8 @@ class VLBTerms(NamedTuple):
 
     def total(self, num_steps: int) -> Float[Tensor, " B"]:
         """The bound of a chain of `num_steps` steps; unbiased where the K timesteps cover 1 … T-1 evenly."""
-        return self.prior + (num_steps - 1) * self.kl.mean(dim=1) + self.reconstruction
+        per_timestep = (num_steps - 1) / max(self.kl.shape[1], 1)
+        return self.prior + per_timestep * self.kl.sum(dim=1) + self.reconstruction
 
 
 def vlb_terms(
@@ -43,9 +44,14 @@ def vlb_terms(
         timesteps: where to evaluate the divergences, in 1 … T-1, the same for all images or a row each;
             all of them when None.
         noise: called once a timestep, first for the reconstruction.
+
+    Raises:
+        ValueError: a timestep outside 1 … T-1.
     """
     if timesteps is None:
         timesteps = torch.arange(1, diffusion.num_steps, device=x0.device)
+    if ((timesteps < 1) | (timesteps >= diffusion.num_steps)).any():
+        raise ValueError(f"divergences are at timesteps 1 … {diffusion.num_steps - 1}; t = 0 is the reconstruction.")
     timesteps = timesteps.to(x0.device).expand(len(x0), -1)
     reconstruction = _reconstruction(denoise, diffusion, x0, noise(x0))
     kl = [_kl(denoise, diffusion, x0, t, noise(x0)) for t in timesteps.unbind(dim=1)]

@@ -113,8 +113,8 @@ class GaussianDiffusion(nn.Module):
             case "optimal":
                 if self.x0_mse is None:
                     raise ValueError("variance=optimal needs x0_mse, the network's squared x0 error at each timestep.")
-                if self.x0_mse.shape != self.betas.shape:
-                    raise ValueError(f"x0_mse has {len(self.x0_mse)} timesteps and the schedule {self.num_steps}.")
+                if self.x0_mse.shape != self.betas.shape or (self.x0_mse < 0).any():
+                    raise ValueError(f"x0_mse must be {self.num_steps} numbers, none negative: one for each timestep.")
                 return posterior_variance + self.coefficients.mean_x0**2 * self.x0_mse
 
     def _register(self, name: str, table: Float64[Tensor, " T"]) -> None:

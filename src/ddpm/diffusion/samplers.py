@@ -56,7 +56,6 @@ class Sampler(ABC):
     ) -> Iterator[SamplerStep]:
         """Walk from `x_T` to the image, step by step."""
 
-    @torch.no_grad()
     def __call__(
         self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
     ) -> Images:
@@ -79,6 +78,7 @@ class Sampler(ABC):
 class Ancestral(Sampler):
     """The reverse chain p_θ itself (Ho et al. 2020, algorithm 2), with the variance that `diffusion` is set to."""
 
+    @torch.no_grad()
     def iterate(
         self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
     ) -> Iterator[SamplerStep]:
@@ -106,6 +106,7 @@ class DDIM(Sampler):
             raise ValueError(f"DDIM's eta lies between 0 and 1, not {eta}.")
         self.eta = eta
 
+    @torch.no_grad()
     def iterate(
         self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
     ) -> Iterator[SamplerStep]:

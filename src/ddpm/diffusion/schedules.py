@@ -75,8 +75,8 @@ def log_snr_linear(num_steps: int, log_snr_max: float = 13.3, log_snr_min: float
     return betas_from_alpha_bars(torch.cat([before_first, torch.sigmoid(log_snr)]), max_beta=1.0)
 
 
-def betas_from_alpha_bars(alpha_bars: Float64[Tensor, " T+1"], max_beta: float) -> Betas:
-    """β_t = 1 - ᾱ_t/ᾱ_{t-1}, capped at `max_beta`; `alpha_bars` starts with ᾱ before the first step."""
+def betas_from_alpha_bars(alpha_bars: Float64[Tensor, " N"], max_beta: float) -> Betas:
+    """β_t = 1 - ᾱ_t/ᾱ_{t-1}, capped at `max_beta`; `alpha_bars`, N = T + 1, starts with ᾱ = 1 before the first step."""
     return check_betas((1 - alpha_bars[1:] / alpha_bars[:-1]).clamp(max=max_beta))
 
 
