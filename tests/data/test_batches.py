@@ -1,4 +1,4 @@
-from itertools import chain
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -6,9 +6,10 @@ import torch
 from ddpm.data.batches import TrainBatches, batches_in_order
 
 
-def indices(num_images=103, batch_size=12, seed=0, epoch=0, done=0, rank=0, world_size=1):
+def indices(num_images=103, batch_size=12, seed=0, epoch=0, done=0, rank=0, world_size=1, num_batches=8):
+    """The first batches of the stream: an epoch's, unless told."""
     batches = TrainBatches(num_images, batch_size, seed, lambda: (epoch, done), rank, world_size)
-    return [batch.tolist() for batch in batches]
+    return [batch.tolist() for batch in islice(batches, num_batches)]
 
 
 def test_every_image_is_seen_at_most_once_an_epoch_in_full_batches():
@@ -38,17 +39,20 @@ def test_the_ranks_parts_in_a_row_are_the_global_batch(world_size):
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == indices()
 
 
+def test_epoch_follows_epoch():
+    assert indices(num_batches=20) == [*indices(), *indices(epoch=1), *indices(epoch=2, num_batches=4)]
+
+
 @pytest.mark.parametrize("done", [0, 3, 8])
 def test_an_epoch_goes_on_where_it_was_stopped(done):
-    assert indices(done=done) == indices()[done:]
-    assert len(TrainBatches(103, 12, 0, lambda: (0, done))) == 8  # of the whole epoch
+    assert indices(done=done, num_batches=12) == indices(num_batches=done + 12)[done:]
 
 
 def test_the_position_is_asked_when_the_iteration_starts():
     position = [0, 5]
     batches = iter(TrainBatches(103, 12, 0, lambda: (position[0], position[1])))
     position[1] = 7
-    assert [batch.tolist() for batch in batches] == indices(done=5)
+    assert next(batches).tolist() == indices(done=5)[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

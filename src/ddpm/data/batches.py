@@ -25,10 +25,10 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class TrainBatches(Sampler[Tensor]):
-    """One process's part of each global batch of training, in an order that depends on (seed, epoch) alone.
+    """One process's part of each global batch of training, epoch after epoch without end.
 
-    Rank r of R has rows r·B/R to (r+1)·B/R of a global batch of B. Images that fill no batch wait for an epoch with
-    another order.
+    The order depends on (seed, epoch) alone. Rank r of R has rows r·B/R to (r+1)·B/R of a global batch of B. Images
+    that fill no batch wait for an epoch with another order.
 
     Args:
         position: gives (epoch, batches of it that are done) whenever an iteration starts.
@@ -51,16 +51,17 @@ class TrainBatches(Sampler[Tensor]):
         self.rank = rank
         self.world_size = world_size
 
-    def __len__(self) -> int:
-        """Batches of a whole epoch, also where an iteration starts in the middle of one: as Lightning counts."""
-        return self.num_images // self.batch_size
-
     def __iter__(self) -> Iterator[Tensor]:
-        # No generator function: the position is that of now, not that of the first batch's fetching.
-        epoch, done = self.position()
-        order = torch.randperm(self.num_images, generator=generator(Stream.DATA_ORDER, self.seed, epoch))
-        batches = order[: len(self) * self.batch_size].view(len(self), self.world_size, -1)
-        return iter(batches[done:, self.rank])
+        # Here, and not in the generator: the position is that of now, not that of the first batch's fetching.
+        return self._batches_from(*self.position())
+
+    def _batches_from(self, epoch: int, done: int) -> Iterator[Tensor]:
+        num_batches = self.num_images // self.batch_size
+        while True:
+            order = torch.randperm(self.num_images, generator=generator(Stream.DATA_ORDER, self.seed, epoch))
+            batches = order[: num_batches * self.batch_size].view(num_batches, self.world_size, -1)
+            yield from batches[done:, self.rank]
+            epoch, done = epoch + 1, 0
 
 
 def batches_in_order(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ddpm.data.batches import TensorImages, TrainBatches, batches_in_order
 from ddpm.errors import UserError
+from ddpm.progress import batches_done
 
 
 class Split(NamedTuple):
@@ -26,8 +27,9 @@ class ImageData(LightningDataModule, ABC):
     """Images in memory as uint8; batches are (float32 [B, C, H, W] in [-1, 1], int64 labels [B]).
 
     A data set is a subclass with a `load`. Training sees an order that depends on (seed, epoch) alone, and a run that
-    is resumed in the middle of an epoch sees the rest of it. Use `Trainer(use_distributed_sampler=False)`: each
-    process takes its part by itself.
+    is resumed in the middle of an epoch sees the rest of it. For Lightning the stream has no end (its own epochs
+    are not restored exactly), so limit the steps. Use `Trainer(use_distributed_sampler=False)`: each process takes
+    its part by itself.
 
     Args:
         batch_size: images of a step over all processes.
@@ -131,21 +133,19 @@ class ImageData(LightningDataModule, ABC):
             )
         return self.trainer.global_rank, world_size
 
-    def _position(self) -> tuple[int, int]:
-        """(epoch, batches of it that are done) of the training.
+    @property
+    def num_batches(self) -> int:
+        """Steps of an epoch, each of `batch_size` images."""
+        return len(self.split("train").images) // self.batch_size
 
-        From all batches of the run: Lightning's counts within an epoch read differently in a checkpoint made on its
-        last batch, after the validation there, and at its end; this one is right in each.
-        """
+    def _position(self) -> tuple[int, int]:
+        """(epoch, batches of it that are done) of the training."""
         if self.trainer is None:
             return 0, 0
-        num_batches = len(self.split("train").images) // self.batch_size
-        limit = self.trainer.limit_train_batches
-        num_batches = min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
-        batches_of_run = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        epoch, done = divmod(batches_of_run.processed, num_batches)  # type: ignore[attr-defined]
-        # `overfit_batches` means the same few images again and again.
-        return (0 if self.trainer.overfit_batches else epoch), done  # type: ignore[attr-defined]
+        done = batches_done(self.trainer)
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return 0, done % int(self.trainer.limit_train_batches)  # the same few batches again and again
+        return divmod(done, self.num_batches)
 
 
 def to_model_range(images: Tensor) -> Tensor:
