@@ -1,0 +1,221 @@
+"""The U-Net of Ho et al. 2020 with the scale-shift conditioning of Nichol & Dhariwal 2021.
+
+An image goes down through levels of halved resolution and up again; each block on the way up also sees the
+output of its twin on the way down. Every block ends in a convolution that starts at zero, and so does the
+network: a new one outputs 0.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UNet(nn.Module):
+    """A U-Net that is told the timestep.
+
+    Args:
+        image_channels: channels of the image, in and out (1 grey, 3 colour).
+        channels: width at full resolution; every other width follows from it, so this is the knob to sweep.
+        multipliers: width of each level as a multiple of `channels`; as many levels as numbers, each half the
+            resolution of the one before.
+        blocks: residual blocks a level, on the way down and again on the way up.
+        attention: levels whose blocks are followed by self-attention (0 is full resolution); if the last level
+            is among them, the middle attends too.
+        dropout: probability of dropping an activation inside a residual block.
+
+    Raises:
+        ValueError: for a setting that makes no network, or an image that the levels cannot halve.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (2,),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout)
+        widths = [channels * m for m in multipliers]
+        levels = range(len(widths))
+        embedding = 4 * channels
+
+        def level(i: int, inputs: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Block(inputs, widths[i], embedding, dropout, attend=i in attention) for _ in range(blocks)
+            )
+
+        self.image_channels = image_channels
+        self.embed = nn.Sequential(
+            SinusoidalEmbedding(embedding),
+            nn.Linear(embedding, embedding),
+            nn.SiLU(),
+            nn.Linear(embedding, embedding),
+        )
+        self.input = conv3x3(image_channels, widths[0])
+        self.down = nn.ModuleList(level(i, widths[i]) for i in levels)
+        self.downsample = nn.ModuleList(conv3x3(widths[i], widths[i + 1], stride=2) for i in levels[:-1])
+        self.middle = nn.ModuleList(
+            Block(widths[-1], widths[-1], embedding, dropout, attend=attend)
+            for attend in (levels[-1] in attention, False)
+        )
+        self.up = nn.ModuleList(level(i, 2 * widths[i]) for i in levels)
+        self.upsample = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in levels[:-1])
+        self.output = nn.Sequential(group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels)))
+
+    def forward(self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+        """The network's output for noisy images `x` at timesteps `t` (0 … T-1), in the dtype of `x`."""
+        self._check_size(x)
+        embedding = self.embed(t)
+        h = self.input(x)
+        skips = []
+        for i, level in enumerate(self.down):
+            assert isinstance(level, nn.ModuleList)
+            if i > 0:
+                h = self.downsample[i - 1](h)
+            for block in level:
+                h = block(h, embedding)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for i, level in reversed(list(enumerate(self.up))):
+            assert isinstance(level, nn.ModuleList)
+            for block in level:
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            if i > 0:
+                h = self.upsample[i - 1](h)
+        return self.output(h).to(x.dtype)
+
+    def _check_size(self, x: Tensor) -> None:
+        _, channels, height, width = x.shape
+        if channels != self.image_channels:
+            raise ValueError(
+                f"The network was built for images of {self.image_channels} channel(s), "
+                f"but these have {channels}; set image_channels={channels}."
+            )
+        step = 2 ** (len(self.down) - 1)
+        if height % step or width % step:
+            fit = " x ".join(str(math.ceil(side / step) * step) for side in (height, width))
+            raise ValueError(
+                f"A U-Net of {len(self.down)} levels needs height and width divisible by {step}, "
+                f"but the images are {height} x {width}: resize or pad them (to {fit}, say) or use fewer multipliers."
+            )
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Cosines and sines of t, of `dim / 2` wavelengths from 2π to 2π · 10,000 (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, t: Int64[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        half = self.dim // 2
+        # No autocast list has these operations: all stays in float32 (in bfloat16, 998 and 999 are one number).
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Block(nn.Module):
+    """A residual block that the timestep scales and shifts, then self-attention if asked for."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool) -> None:
+        super().__init__()
+        self.norm1 = group_norm(inputs)
+        self.conv1 = conv3x3(inputs, outputs)
+        self.scale_shift = nn.Linear(embedding, 2 * outputs)
+        self.norm2 = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(conv3x3(outputs, outputs))
+        self.skip = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else nn.Identity()
+        self.attention = SelfAttention(outputs) if attend else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B C H W"], embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B outputs H W"]:
+        scale, shift = self.scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        h = self.conv2(self.dropout(h))
+        return self.attention(self.skip(x) + h)
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention among the pixels of a feature map, in heads of 32 channels or a little more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = largest_divisor(channels, at_most=channels // 32)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.project = zero_init(nn.Conv2d(channels, channels, kernel_size=1))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        q, k, v = qkv.unbind(1)  # each [B, heads, H·W, channels of a head]
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.project(h.transpose(-1, -2).reshape(x.shape))
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: nearest neighbour, then a convolution (a transposed one leaves a checkerboard)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(inputs, outputs)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B outputs 2*H 2*W"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
+
+
+def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of at most 32 groups, the papers' number, that divide `channels` and hold 4 of them or more.
+
+    4 is what the papers' narrowest layer, of 128 channels, has in a group. A group of a single channel would
+    erase that channel's mean, and with it how bright the image is.
+    """
+    return nn.GroupNorm(largest_divisor(channels, at_most=min(32, channels // 4)), channels)
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`; 1 if there is none."""
+    return next((d for d in range(at_most, 1, -1) if number % d == 0), 1)
+
+
+def _check_settings(
+    image_channels: int,
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    dropout: float,
+) -> None:
+    for name, value in (("image_channels", image_channels), ("channels", channels), ("blocks", blocks)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}.")
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(f"multipliers must be a whole number of 1 or more for each level, not {list(multipliers)}.")
+    absent = [i for i in attention if not 0 <= i < len(multipliers)]
+    if absent:
+        raise ValueError(
+            f"attention names level(s) {absent}, but {len(multipliers)} multipliers make levels 0 to "
+            f"{len(multipliers) - 1}."
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}.")

@@ -1,0 +1,162 @@
+import pytest
+import torch
+from torch import nn
+
+from ddpm.models import UNet
+
+
+def perturbed(**settings) -> UNet:
+    """A network whose zero-initialised layers are not zero any more, as after a step of training."""
+    torch.manual_seed(0)
+    network = UNet(**settings)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"channels": 8}, (28, 28)),
+        ({"channels": 8, "image_channels": 3}, (32, 32)),
+        ({"channels": 8, "image_channels": 3, "multipliers": (1, 2, 2, 4), "attention": (1, 3)}, (16, 40)),
+        ({"channels": 8, "multipliers": (2,), "attention": (0,)}, (7, 5)),
+        ({"channels": 8, "attention": (), "blocks": 3}, (12, 4)),
+        ({"channels": 48, "blocks": 1}, (8, 8)),  # 12 groups at the first level, 3 heads at the last
+        ({"channels": 37, "blocks": 1}, (8, 8)),  # a prime: one group
+        ({"channels": 1, "blocks": 1}, (8, 8)),
+    ],
+    ids=str,
+)
+def test_the_output_has_the_shape_and_dtype_of_the_image(settings, size):
+    network = perturbed(**settings)
+    x = torch.randn(2, settings.get("image_channels", 1), *size)
+    output = network(x, torch.tensor([0, 999]))
+    assert output.shape == x.shape
+    assert output.dtype == x.dtype
+    assert output.std() > 0
+
+
+def test_a_new_network_outputs_zero():
+    output = UNet(channels=8)(torch.randn(2, 1, 28, 28), torch.tensor([0, 500]))
+    assert torch.equal(output, torch.zeros(2, 1, 28, 28))
+
+
+def test_the_output_depends_on_the_timestep_and_each_image_on_its_own():
+    network = perturbed(channels=8, blocks=1)
+    image = torch.randn(1, 1, 28, 28)
+    t = torch.tensor([0, 1, 500, 998, 999])
+    together = network(image.expand(5, -1, -1, -1), t)
+    for i in range(5):
+        torch.testing.assert_close(together[i : i + 1], network(image, t[i : i + 1]), rtol=1e-4, atol=1e-5)
+        for j in range(i):
+            assert (together[i] - together[j]).abs().max() > 1e-3, f"t = {t[i]} and t = {t[j]} look the same"
+
+
+@pytest.mark.parametrize("attention", [(), (0, 1, 2)], ids=str)
+def test_every_parameter_learns(attention):
+    network = perturbed(channels=16, attention=attention, blocks=1)
+    network(torch.randn(4, 1, 8, 8), torch.arange(4) * 250).square().sum().backward()
+    # A bias whose effect a normalisation takes away again would get rounding noise instead of a gradient. Softmax
+    # does that to the bias of the keys, a third of the bias of qkv, which is therefore looked at as a whole.
+    dead = []
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        gradient = parameter.grad.reshape(1 if name.endswith("qkv.bias") else len(parameter), -1)
+        dead += [f"{name}[{i}]" for i in (gradient.abs().amax(dim=1) < 1e-5).nonzero()[:, 0].tolist()]
+    assert dead == []
+
+
+@pytest.mark.parametrize(("attention", "count"), [((), 0), ((2,), 5), ((0, 1), 8), ((1, 2), 9)], ids=str)
+def test_attention_sits_at_the_levels_asked_for(attention, count):
+    network = UNet(channels=8, attention=attention)  # a level has two blocks down, two up
+    assert sum(type(module).__name__ == "SelfAttention" for module in network.modules()) == count
+
+
+def test_only_attention_lets_far_pixels_talk():
+    """The convolutions of this network reach 10 pixels to each side (GroupNorm, which sees all, is taken out)."""
+    far = torch.zeros(1, 1, 2, 64)
+    far[..., -1] = 1.0
+    reach = {}
+    for attention in ((), (0,)):
+        network = perturbed(channels=8, multipliers=(1,), blocks=1, attention=attention)
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.GroupNorm):
+                    setattr(module, name, nn.Identity())
+        t = torch.tensor([10])
+        reach[attention] = (network(far, t) - network(torch.zeros_like(far), t))[..., 0].abs().max().item()
+    assert reach[()] == 0.0
+    assert reach[(0,)] > 0.0
+
+
+def test_dropout_acts_in_training_alone():
+    network = perturbed(channels=8, dropout=0.5)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    assert torch.equal(network(x, t), network(x, t))
+    network.train()
+    assert not torch.equal(network(x, t), network(x, t))
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (6, 1), (16, 4), (32, 8), (37, 1), (48, 12), (128, 32), (192, 32)]
+)
+def test_groups_divide_the_width_and_hold_four_channels_or_more(channels, groups):
+    norm = UNet(channels=channels, multipliers=(1,), blocks=1, attention=()).output[0]
+    assert norm.num_groups == groups
+
+
+def test_bfloat16_autocast_agrees_with_float32():
+    network = perturbed(channels=16)
+    x, t = torch.randn(4, 1, 28, 28), torch.tensor([0, 10, 500, 999])
+    exact = network(x, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = network(x, t)
+    assert rough.dtype == torch.float32
+    assert (rough - exact).square().mean().sqrt() < 0.03 * exact.std()
+
+
+def test_the_timestep_embedding_stays_exact_under_autocast():
+    embed = UNet(channels=16).embed[0]
+    t = torch.arange(1000)
+    half = 32
+    angles = t.double()[:, None] * 10_000.0 ** (-torch.arange(half).double() / half)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = embed(t)
+    assert embedding.dtype == torch.float32
+    expected = torch.cat([angles.cos(), angles.sin()], dim=1)
+    torch.testing.assert_close(embedding.double(), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 0}, "channels must be 1 or more, not 0"),
+        ({"channels": -8}, "channels must be 1 or more, not -8"),
+        ({"image_channels": 0}, "image_channels must be 1 or more"),
+        ({"blocks": 0}, "blocks must be 1 or more"),
+        ({"multipliers": ()}, "multipliers must be"),
+        ({"multipliers": (1, 0)}, "multipliers must be"),
+        ({"attention": (3,)}, r"attention names level\(s\) \[3\], but 3 multipliers make levels 0 to 2"),
+        ({"attention": (-1,)}, r"attention names level\(s\) \[-1\]"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**settings)
+
+
+@pytest.mark.parametrize(
+    ("size", "remedy"), [((30, 28), "to 32 x 28"), ((28, 29), "to 28 x 32"), ((2, 2), "to 4 x 4")], ids=str
+)
+def test_an_image_that_cannot_be_halved_is_refused_with_sizes_that_work(size, remedy):
+    with pytest.raises(ValueError, match=rf"divisible by 4.*{size[0]} x {size[1]}.*{remedy}"):
+        UNet(channels=8)(torch.zeros(1, 1, *size), torch.tensor([0]))
+
+
+def test_an_image_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match=r"channel\(s\), but these have 3; set image_channels=3"):
+        UNet(channels=8)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
