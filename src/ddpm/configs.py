@@ -22,12 +22,14 @@ def conf_dir() -> Path:
 def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
     """Instantiates a config node; `kwargs` are arguments that are only known at run time.
 
+    The target gets plain lists and dicts: what it keeps may enter a checkpoint, which holds no types of OmegaConf.
+
     Raises:
         UserError: the target raised a ValueError (or a UserError), which is how the libraries here refuse a
             setting. Any other exception passes as Hydra raised it.
     """
     try:
-        return instantiate(node, **kwargs)
+        return instantiate(node, _convert_="all", **kwargs)
     except (InstantiationException, ValueError) as error:
         mistake = _users_mistake(error)
         if mistake is None:

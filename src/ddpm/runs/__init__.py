@@ -1,0 +1,25 @@
+"""A run's directory: its name, its state, its checkpoints. Imports without torch."""
+
+from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
+from ddpm.runs.config import check_same_config, write_config
+from ddpm.runs.identity import identity_overrides, run_directory, run_name, task_overrides
+from ddpm.runs.run import Run
+from ddpm.runs.status import Status, provenance, write_json, write_provenance
+
+__all__ = [
+    "Run",
+    "Status",
+    "check_same_config",
+    "check_targets",
+    "find_checkpoint",
+    "identity_overrides",
+    "load_checkpoint",
+    "provenance",
+    "run_directory",
+    "run_name",
+    "task_overrides",
+    "trusted_targets",
+    "write_config",
+    "write_json",
+    "write_provenance",
+]

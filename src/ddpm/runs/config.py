@@ -1,0 +1,55 @@
+"""The resolved config that a run's directory holds."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm.errors import UserError
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> str:
+    """Write config.yaml, and return its text."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    (directory / "config.yaml").write_text(text, encoding="utf-8")
+    return text
+
+
+def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: Collection[str]) -> None:
+    """Raise a UserError that shows the difference if the directory holds a run of another config.
+
+    Keys in `not_identity`, and all below them, may differ.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return
+    old, new = _leaves(yaml.safe_load(path.read_text(encoding="utf-8"))), _leaves(config)
+    lines = [
+        f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_below(key, not_identity)
+    ]
+    if lines:
+        difference = "\n".join(lines)
+        raise UserError(
+            f"{directory} holds a run with another config:\n{difference}\n"
+            "Run with the old settings to continue it, or with restart=true to move it aside and begin again."
+        )
+
+
+def _leaves(node: Any) -> dict[str, Any]:
+    """Dotted key to value, of everything in nested dicts that is not a dict."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    return dict(walk(node, ""))
+
+
+def _is_below(key: str, parents: Collection[str]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

@@ -1,0 +1,156 @@
+"""A run's directory in the hands of the one process that trains in it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from ddpm.errors import UserError
+from ddpm.runs.checkpoints import check_archive
+from ddpm.runs.status import Status, write_json
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+@dataclass
+class Run:
+    """The directory and its status: open it to train there."""
+
+    directory: Path
+    status: Status
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The run as it stands."""
+        return cls(directory, Status.read(directory) or Status())
+
+    @classmethod
+    @contextmanager
+    def open(cls, directory: Path) -> Iterator[Self]:
+        """Make the directory if need be, and hold its lock, which ends with the process however that ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            status = Status.read(directory)
+            who = f"process {status.pid} on {status.host}" if status else "another process"
+            raise UserError(f"{who} is training in {directory}: wait for it, or stop it.") from None
+        try:
+            for orphan in (*directory.glob(".*.tmp"), *directory.glob("checkpoints/.*.tmp")):
+                orphan.unlink()  # of a process that was killed while it wrote
+            yield cls.read(directory)
+        finally:
+            lock.release()
+            _remove_if_unused(directory)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def list_checkpoints(self) -> list[Path]:
+        """Those that are there: last, the one before, best."""
+        return [path for name in (LAST, PREVIOUS, BEST) if (path := self.checkpoints / name).is_file()]
+
+    def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json: the newest value of each metric, and the step that they are from."""
+        write_json(self.directory / "metrics.json", {"step": step, **dict(sorted(metrics.items()))})
+
+    def read_metrics(self) -> dict[str, Any]:
+        """What metrics.json says; empty where there is none."""
+        path = self.directory / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def finish(self, step: int) -> None:
+        """Say in status.json that the run has made all its steps."""
+        self.status.state, self.status.step, self.status.error = "finished", step, None
+        self.status.write(self.directory)
+
+    def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
+        """Replace a checkpoint by `data`; a kill at any moment leaves the old file or the new one, whole.
+
+        Its digest is in status.json before the file is in place. What last.ckpt held becomes previous.ckpt.
+
+        Raises:
+            OSError: it could not be written; the old files are as they were.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.tmp")
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            digests = self.status.checkpoints
+            before = digests.get(path.name, [])
+            digests[path.name] = [hashlib.sha256(data).hexdigest(), *before[:1]]
+            if path.name == LAST:
+                digests[PREVIOUS] = [*before, *digests.get(PREVIOUS, [])][:2]
+            self.status.write(self.directory)
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(beside, path)
+            sync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def newest_intact_checkpoint(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
+        """The checkpoint to go on from, None where there is none; `warn` is told of each that is damaged.
+
+        Raises:
+            UserError: all that there are are damaged.
+        """
+        there = self.list_checkpoints()
+        for path in there:
+            damage = self._damage(path)
+            if damage is None:
+                return path
+            warn(f"{damage}; it is left out")
+        if there:
+            raise UserError(
+                f"no checkpoint in {self.checkpoints} is intact: restart=true moves the run aside and begins again."
+            )
+        return None
+
+    def _damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, None if nothing is."""
+        digests = self.status.checkpoints.get(path.name)
+        if digests:
+            with path.open("rb") as file:
+                known = hashlib.file_digest(file, "sha256").hexdigest() in digests
+            return None if known else f"{path} is damaged: its digest is not the one in status.json"
+        try:  # without a digest, the archive's own checksums decide
+            check_archive(path)
+        except UserError as error:
+            return str(error)
+        return None
+
+
+def _remove_if_unused(directory: Path) -> None:
+    """Remove a run's directory in which nothing was written but the lock, and the folders made for it."""
+    if [path.name for path in directory.glob("*")] in ([], [".lock"]) and directory.is_dir():
+        (directory / ".lock").unlink(missing_ok=True)
+        for folder in (directory, *directory.parents[:3]):  # outputs/train/<experiment>/<overrides>
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; a rename is not until then."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

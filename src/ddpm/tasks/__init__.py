@@ -1,0 +1,1 @@
+"""The commands, a file each: `run(cfg)` does the work of `ddpm COMMAND`."""

@@ -1,0 +1,77 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ddpm.runs.status import Status, git_state, provenance, write_json
+
+
+def test_a_write_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"val/loss": 1.0})
+    before = path.stat().st_ino
+    write_json(path, {"val/loss": float("nan"), "grid": Path("a.png"), "list": (1, 2)})
+    assert path.stat().st_ino != before
+    assert json.loads(path.read_text()) == {"val/loss": None, "grid": "a.png", "list": [1, 2]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"step": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"step": 2})
+    assert json.loads(path.read_text()) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_status_is_read_back(tmp_path):
+    assert Status.read(tmp_path) is None
+    status = Status(step=7, epoch=1)
+    status.write(tmp_path)
+    assert Status.read(tmp_path) == status
+    status.state, status.error = "failed", "out of memory"
+    status.write(tmp_path)
+    again = Status.read(tmp_path)
+    assert again is not None
+    assert (again.state, again.error, again.pid) == ("failed", "out of memory", os.getpid())
+
+
+def test_provenance_is_json_and_names_versions():
+    record = json.loads(json.dumps(provenance("cpu")))
+    assert record["device"] == "cpu"
+    assert all(record["versions"][name] for name in ("python", "torch", "lightning", "hydra-core"))
+    assert {"git", "command_line", "host", "time"} <= record.keys()
+
+
+def test_git_state_is_that_of_the_clone_with_the_code(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    package = tmp_path / "src" / "ddpm"
+    installed = tmp_path / ".venv" / "ddpm"
+    for folder in (package, installed):
+        folder.mkdir(parents=True)
+        (folder / "code.py").write_text("x = 1\n")
+    assert git_state(package) is None
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    (package / "code.py").write_text("x = 2\n")
+    (package / "new.py").write_text("")
+    state = git_state(package)
+    assert state is not None
+    assert state["commit"] == git("rev-parse", "HEAD").strip()
+    assert "+x = 2" in state["diff"]
+    assert state["untracked"] == ["src/ddpm/new.py"]
+    assert git_state(installed) is None
