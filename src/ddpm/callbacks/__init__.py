@@ -1,0 +1,8 @@
+"""What happens beside the training's own steps: one small file each."""
+
+from ddpm.callbacks.last_checkpoint import LastCheckpoint
+from ddpm.callbacks.run_status import RunStatus
+from ddpm.callbacks.samples import SamplePictures
+from ddpm.callbacks.throughput import ImagesPerSecond
+
+__all__ = ["ImagesPerSecond", "LastCheckpoint", "RunStatus", "SamplePictures"]

@@ -1,0 +1,28 @@
+"""What commands print: their numbers, where the results are, and what to run next."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> None:
+    """Print numbers, one a row, with four significant digits."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    console.print(table)
+
+
+def results(directory: Path, files: Sequence[str], next_commands: Sequence[str]) -> None:
+    """Print where the results are, and the commands that come next."""
+    console.print(f"\nResults in [bold]{directory}[/bold]")
+    for file in files:
+        console.print(f"  {file}")
+    console.print("Next")
+    for command in next_commands:
+        console.print(f"  {command}")

@@ -1,0 +1,174 @@
+"""`ddpm train`: train a model, or go on with a run that was stopped."""
+
+import logging
+import shlex
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from ddpm.callbacks import LastCheckpoint, RunStatus
+from ddpm.configs import build
+from ddpm.data import ImageData
+from ddpm.devices import device_name, resolve_precision
+from ddpm.errors import UserError
+from ddpm.module import DDPM
+from ddpm.runs import (
+    Run,
+    check_same_config,
+    find_checkpoint,
+    load_checkpoint,
+    run_directory,
+    task_overrides,
+    write_config,
+    write_provenance,
+)
+from ddpm.runs.checkpoint_io import RunCheckpointIO
+from ddpm.tasks import display
+
+
+def run(cfg: DictConfig) -> None:
+    """Train until `trainer.max_steps` or `trainer.max_epochs`; a run that was stopped goes on where it was.
+
+    Raises:
+        UserError: settings that do not go together, data that is not there, a directory that holds a run of another
+            config or that another process trains in.
+    """
+    directory = directory_of(cfg)
+    cfg.paths.run = str(directory)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+
+    # What can be wrong is built before anything is written.
+    model = DDPM.from_config(config)
+    if cfg.init_from is not None:
+        model.load_weights(find_checkpoint(cfg.init_from))
+    data: ImageData = build(cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        # The first process has the directory, and has started this one.
+        checkpoint = Run.read(directory).newest_intact_checkpoint()
+        fit(build_trainer(cfg, data, run=None, resumed_step=0), model, data, checkpoint)
+        return
+    if not cfg.restart:
+        check_same_config(directory, config, cfg.not_identity)
+    elif directory.exists():
+        set_aside(directory)
+    with Run.open(directory) as run:
+        checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
+        step = load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+        trainer = build_trainer(cfg, data, run, step)
+        if run.status.state == "finished" and step >= trainer.max_steps:
+            report(run, "finished before")
+            return
+
+        text = write_config(directory, config)
+        write_provenance(directory, device_name(trainer.strategy.root_device))
+        if checkpoint is None:
+            for logger in tensorboards(trainer):
+                logger.experiment.add_text("config", f"```yaml\n{text}```")
+        parameters = sum(p.numel() for p in model.network.parameters())
+        verb = f"Continuing from step {step}" if checkpoint else "Training"
+        display.console.print(f"{verb}: {directory} ({parameters:,} parameters, {trainer.precision})")
+        fit(trainer, model, data, checkpoint)
+        run.finish(trainer.global_step)
+        report(run, "finished")
+
+
+def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | None) -> None:
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the moving average is meant to be
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        ".*LeafSpec",  # Lightning's own
+    ):
+        warnings.filterwarnings("ignore", message)
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def build_trainer(cfg: DictConfig, data: ImageData, run: Run | None, resumed_step: int) -> L.Trainer:
+    """The Trainer; `run` is None in the processes that do not write, all but the first."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # without its tips and device lists
+    callbacks = [build(callback) for callback in cfg.callbacks.values()]
+    if run is not None:
+        callbacks.append(RunStatus(run, data.num_batches))
+    callbacks.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
+    logger = False
+    if cfg.logger:
+        is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
+        # What a run that was killed logged after its last checkpoint is logged again.
+        logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard and resumed_step else {}))
+    try:
+        return build(cfg.trainer, _partial_=True)(
+            max_steps=steps_to_make(cfg.trainer, data),
+            max_epochs=-1,
+            precision=resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator),
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[RunCheckpointIO(run)] if run is not None else None,
+            default_root_dir=cfg.paths.run,
+            use_distributed_sampler=False,  # the data's own sampler knows the ranks
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
+    """Optimizer steps until `max_steps` or, of the data's epochs, `max_epochs`, whichever comes first.
+
+    Raises:
+        UserError: neither is set.
+    """
+    limits = []
+    if trainer.max_steps != -1:
+        limits.append(trainer.max_steps)
+    if trainer.max_epochs not in (-1, None):
+        limits.append(trainer.max_epochs * data.num_batches // trainer.accumulate_grad_batches)
+    if not limits:
+        raise UserError("set trainer.max_steps or trainer.max_epochs: without a limit training would not end.")
+    return int(min(limits))
+
+
+def tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def directory_of(cfg: DictConfig) -> Path:
+    experiment = HydraConfig.get().runtime.choices.get("experiment")
+    return run_directory("train", cfg.paths.outputs, task_overrides(), experiment, cfg.not_identity)
+
+
+def set_aside(directory: Path) -> None:
+    """Move a run's directory to a name that no run has, unless a process trains in it."""
+    with Run.open(directory):
+        directory.rename(directory.with_name(f"{directory.name}.before-{datetime.now():%Y%m%d-%H%M%S}"))
+
+
+def report(run: Run, how: str) -> None:
+    """Print a finished run's numbers, its files, and what to do with it."""
+    metrics = run.read_metrics()
+    shown = {name: metrics[name] for name in metrics if name in ("step", "train/loss") or name.startswith("val/")}
+    display.metrics_table(f"{run.directory}: {how}", shown)
+    pictures = sorted((run.directory / "samples").glob("samples-*.png"))[-1:]
+    name = shlex.quote(str(run.directory))
+    display.results(
+        run.directory,
+        [f"samples/{path.name}" for path in pictures] + [f"checkpoints/{path.name}" for path in run.list_checkpoints()],
+        [
+            f"ddpm sample ckpt={name}",
+            f"ddpm evaluate ckpt={name}",
+            f"ddpm denoise ckpt={name}",
+            f"tensorboard --logdir {name}",
+        ],
+    )
