@@ -7,6 +7,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ddpm.configs import build
 from ddpm.data import ImageData
@@ -21,9 +22,14 @@ class Loaded(NamedTuple):
     model: DDPM
     """on its device, in evaluation mode"""
     fabric: L.Fabric
-    """device and precision: call the network within `fabric.autocast()`"""
+    """device and precision"""
     directory: Path
     """for the results; not yet made"""
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The moving average's output; it alone in the device's precision, the chain's arithmetic in float32."""
+        with self.fabric.autocast():
+            return self.model.ema(x_t, t)
 
 
 def load(cfg: DictConfig) -> Loaded:

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm import plots
+
+
+def test_grid_puts_images_row_by_row():
+    images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 1, 4, 4)
+    pixels = np.asarray(plots.image_grid(images, columns=3))
+    assert pixels.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
+    assert pixels[4::6, 4::6, 0].tolist() == [[0, 51, 102], [153, 204, 255]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_chains_show_the_images(tmp_path, channels):
+    white, grey = torch.ones(channels, 8, 8), torch.zeros(channels, 8, 8)
+    figure = plots.chains({"first": [white, grey], "second": [None, -2 * white]}, ["a", "b"])
+    shown = [[image.get_array() for image in axes.images] for axes in figure.axes]
+    assert [image[0].min() if image else None for image in shown] == [255, 128, None, 0]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "", ""]
+    figure.savefig(tmp_path / "chains.png")
+    assert colours(tmp_path / "chains.png") > 3
+
+
+def test_divergences_add_up_to_the_bound(tmp_path):
+    edges, mean = torch.tensor([1, 5, 10, 21]), torch.tensor([0.1, 0.01, 0.0])
+    figure = plots.divergences(edges, mean, mean / 10, reconstruction=0.2, total=0.68)
+    lower = figure.axes[1]
+    assert lower.lines[0].get_xydata()[-1] == pytest.approx([20, 0.2 + 4 * 0.1 + 5 * 0.01])
+    assert lower.lines[1].get_ydata() == pytest.approx([0.68, 0.68])
+    assert "bound 0.680" in lower.texts[0].get_text()
+    figure.savefig(tmp_path / "kl.png")
+    assert colours(tmp_path / "kl.png") > 3
+
+
+def test_errors_leave_out_what_is_not_known(tmp_path):
+    figure = plots.errors(torch.arange(-1, 2), {"known": torch.ones(3), "not": torch.tensor([torch.nan, 1, 2])})
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["known", "not"]
+    figure.savefig(tmp_path / "error.png")
+    assert colours(tmp_path / "error.png") > 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_animation_plays_every_frame(tmp_path, channels):
+    path = tmp_path / "a.gif"
+    brightening = [torch.full((channels, 14, 14), level) for level in (-1.0, 0.0, 1.0)]
+    plots.save_animation(path, {"up": brightening, "down": brightening[::-1]}, ["one", "two", "three"])
+    with Image.open(path) as animation:
+        assert animation.n_frames == 3
+        for i, level in enumerate((0, 128, 255)):
+            animation.seek(i)
+            frame = np.asarray(animation.convert("L"))
+            assert abs(int(frame[80, 66]) - level) <= 8  # within the 16 colours
+            assert abs(int(frame[80, 188]) - (255 - level)) <= 8
+
+
+def colours(path):
+    with Image.open(path) as picture:
+        return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
