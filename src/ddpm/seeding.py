@@ -29,7 +29,8 @@ class Stream(IntEnum):
 
 def seed_at(*key: int) -> int:
     """A seed of 64 bits that depends on the non-negative integers of `key` alone."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    # With the length, as SeedSequence pads with zeros: (1, 2) would be (1, 2, 0).
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0])
 
 
 def generator(*key: int) -> torch.Generator:

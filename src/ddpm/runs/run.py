@@ -63,8 +63,9 @@ class Run:
         return [path for name in (LAST, PREVIOUS, BEST) if (path := self.checkpoints / name).is_file()]
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write metrics.json: the newest value of each metric, and the step that they are from."""
-        write_json(self.directory / "metrics.json", {"step": step, **dict(sorted(metrics.items()))})
+        """Write metrics.json: the newest value of each metric, by whichever process, and the step that was made."""
+        newest = {**self.read_metrics(), **metrics}
+        write_json(self.directory / "metrics.json", {**dict(sorted(newest.items())), "step": step})
 
     def read_metrics(self) -> dict[str, Any]:
         """What metrics.json says; empty where there is none."""
