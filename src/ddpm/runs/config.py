@@ -7,12 +7,13 @@ from typing import Any
 import yaml
 
 from ddpm.errors import UserError
+from ddpm.runs.files import replace_file
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> str:
     """Write config.yaml, and return its text."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    (directory / "config.yaml").write_text(text, encoding="utf-8")
+    replace_file(directory / "config.yaml", text.encode())
     return text
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import check_archive
+from ddpm.runs.files import replacing
 from ddpm.runs.status import Status, write_json
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -86,12 +87,7 @@ class Run:
             OSError: it could not be written; the old files are as they were.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with replacing(path, data):
             digests = self.status.checkpoints
             before = digests.get(path.name, [])
             digests[path.name] = [hashlib.sha256(data).hexdigest(), *before[:1]]
@@ -100,10 +96,6 @@ class Run:
             self.status.write(self.directory)
             if path.name == LAST and path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
-            os.replace(beside, path)
-            sync_folder(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
 
     def newest_intact_checkpoint(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
         """The checkpoint to go on from, None where there is none; `warn` is told of each that is damaged.
@@ -146,12 +138,3 @@ def _remove_if_unused(directory: Path) -> None:
                 folder.rmdir()
             except OSError:
                 return
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a rename is not until then."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ddpm.runs.files import replace_file
+
 State = Literal["running", "finished", "failed", "interrupted"]
 
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
@@ -31,15 +33,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     Tensors and arrays become numbers and lists, paths strings; NaN and infinity, which JSON lacks, null.
     """
     text = json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    replace_file(path, text.encode())
 
 
 def _plain(value: Any) -> Any:
