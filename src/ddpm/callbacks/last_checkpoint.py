@@ -92,9 +92,7 @@ class LastCheckpoint(Checkpoint):
     def stop(self, trainer: L.Trainer) -> None:
         if self.run is not None:
             name = self.signal.name if self.signal else "a signal to another process"
-            self.run.status.state = "interrupted"
-            self.run.status.error = f"interrupted by {name}"
-            self.run.status.write(self.run.directory)
+            self.run.end("interrupted", trainer.global_step, f"interrupted by {name}")
             print(
                 f"\ninterrupted by {name} after step {trainer.global_step}: the same command goes on from there.",
                 file=sys.stderr,

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import check_archive
 from ddpm.runs.files import replacing
-from ddpm.runs.status import Status, write_json
+from ddpm.runs.status import State, Status, write_json
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -73,9 +73,9 @@ class Run:
         path = self.directory / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def finish(self, step: int) -> None:
-        """Say in status.json that the run has made all its steps."""
-        self.status.state, self.status.step, self.status.error = "finished", step, None
+    def end(self, state: State, step: int, error: str | None = None) -> None:
+        """Say in status.json how the process that trained here came to its end."""
+        self.status.state, self.status.step, self.status.error = state, step, error
         self.status.write(self.directory)
 
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:

@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> None:
         verb = f"Continuing from step {step}" if checkpoint else "Training"
         display.console.print(f"{verb}: {directory} ({parameters:,} parameters, {trainer.precision})")
         fit(trainer, model, data, checkpoint)
-        run.finish(trainer.global_step)
+        run.end("finished", trainer.global_step)
         report(run, "finished")
 
 
