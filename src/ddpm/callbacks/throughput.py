@@ -15,7 +15,7 @@ class ImagesPerSecond(L.Callback):
     Images are counted over all devices.
     """
 
-    def __init__(self, window: int = 50):
+    def __init__(self, window: int = 20):
         self.window = window
         self.start()
 
@@ -40,7 +40,7 @@ class ImagesPerSecond(L.Callback):
         self.images += len(images) * trainer.world_size
         self.batches += 1
         self.throughput.update(time=self.seconds, batches=self.batches, samples=self.images)
-        speed = self.throughput.compute().get("samples_per_sec")
+        speed = self.throughput.compute().get("device/samples_per_sec")  # absent until the window is full
         if speed is not None:
             pl_module.log("images/s", speed, prog_bar=True, logger=False)
             if pl_module.logs_this_step:

@@ -9,7 +9,8 @@ from lightning.fabric.accelerators import CUDAAccelerator
 def resolve_precision(precision: str, accelerator: str) -> str:
     """Lightning's name of the precision that "auto" means on an accelerator; any other is returned as it is.
 
-    bfloat16 autocast where the device computes convolutions faster in it: CUDA from Ampere on, CPUs with AMX.
+    bfloat16 autocast where the device computes convolutions faster in it: CUDA from Ampere on, CPUs with AMX or
+    AVX-512 BF16.
     """
     if precision != "auto":
         return precision
@@ -18,7 +19,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     if accelerator in ("cuda", "gpu"):
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = accelerator == "cpu" and torch.cpu._is_amx_tile_supported()
+        fast = accelerator == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return "bf16-mixed" if fast else "32-true"
 
 
