@@ -1,0 +1,91 @@
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from small import fit, small_model
+
+from ddpm.callbacks import LastCheckpoint
+
+
+class Saved(L.Callback):
+    """Remembers after which steps the file had another content."""
+
+    def __init__(self, path):
+        self.path = path
+        self.steps = []
+
+    def look(self, trainer):
+        if self.path.is_file():
+            step = torch.load(self.path, weights_only=True)["global_step"]
+            if step not in self.steps:
+                self.steps.append(step)
+
+    def on_train_batch_start(self, trainer, *args):
+        self.look(trainer)
+
+
+def saved_steps(tmp_path, max_steps, every_steps, every_minutes=60, *callbacks, **trainer):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    seen = Saved(path)
+    last = fit(
+        small_model(),
+        max_steps,
+        seen,
+        *callbacks,
+        LastCheckpoint(tmp_path, None, every_steps, every_minutes),
+        **trainer,
+    )
+    seen.look(last)
+    return seen.steps
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "every", "steps"), [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (3, 1, [1, 2, 3]), (4, 100, [4])]
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("validation", [{}, {"limit_val_batches": 1, "val_check_interval": 2}])
+def test_it_is_written_every_so_many_steps_and_at_the_end(tmp_path, max_steps, every, steps, accumulate, validation):
+    assert saved_steps(tmp_path, max_steps, every, accumulate_grad_batches=accumulate, **validation) == steps
+
+
+def test_it_is_written_every_so_many_minutes(tmp_path, monkeypatch):
+    class Seconds(L.Callback):
+        """A batch takes 25 seconds."""
+
+        now = 0
+
+        def on_train_batch_start(self, *args):
+            self.now += 25
+
+    clock = Seconds()
+    monkeypatch.setattr("ddpm.callbacks.last_checkpoint.time", SimpleNamespace(monotonic=lambda: clock.now))
+    assert saved_steps(tmp_path, 8, 1000, 1, clock) == [3, 6, 8]
+    # Saving for the steps' sake begins another minute.
+    clock.now = 0
+    assert saved_steps(tmp_path / "other", 8, 4, 1, clock) == [3, 6, 8]
+
+
+def test_a_step_with_validation_is_saved_after_it(tmp_path):
+    """Else a run that goes on from there would leave it out."""
+
+    class Validated(L.Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_validation_end(self, trainer, pl_module):
+            self.steps.append(trainer.global_step)
+
+    class Stopped(Exception):
+        pass
+
+    class Stop(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 4:
+                raise Stopped
+
+    seen, validation = Validated(), {"limit_val_batches": 1, "val_check_interval": 2}
+    with pytest.raises(Stopped):
+        fit(small_model(), 6, seen, Stop(), LastCheckpoint(tmp_path, None, 1, 60), **validation)
+    fit(small_model(), 6, seen, resume=tmp_path / "checkpoints" / "last.ckpt", **validation)
+    assert seen.steps == [2, 4, 6]
