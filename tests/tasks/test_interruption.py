@@ -101,3 +101,29 @@ def test_killed_runs_end_in_the_same_bits(arguments: list[str], tmp_path: Path) 
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(ddpm_cli, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    command = [
+        "train", "data=mnist_mini", "data.batch_size=16", "model=unet_tiny", "model.channels=8",
+        "model.multipliers=[1,2]", "model.attention=[]", "trainer=cpu", "trainer.max_steps=10",
+        "trainer.val_check_interval=5", "trainer.limit_val_batches=1", "callbacks.pictures.num_samples=4",
+        "sampler.steps=5", "checkpoint.every_steps=2", f"paths.outputs={small}",
+    ]  # fmt: skip
+    try:
+        full = ddpm_cli(*command)
+        assert full.returncode == 1
+        assert "the disk is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=9m", small], check=True)
+        more = ddpm_cli(*command)
+        assert more.returncode == 0, more.stderr
+        assert "Continuing from step 4" in more.stdout
+        assert list(small.rglob(".*.tmp")) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
