@@ -99,6 +99,8 @@ class DDPM(L.LightningModule):
         Raises:
             UserError: settings that do not go together.
         """
+        if config["seed"] < 0:
+            raise UserError(f"seed={config['seed']}: a seed is 0 or more.")
         torch.manual_seed(seed_at(Stream.INITIAL_WEIGHTS, config["seed"]))
         objective, optimizer = config["objective"], config["optimizer"]
         return cls._with_users_errors(

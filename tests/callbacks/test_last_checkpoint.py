@@ -66,26 +66,30 @@ def test_it_is_written_every_so_many_minutes(tmp_path, monkeypatch):
     assert saved_steps(tmp_path / "other", 8, 4, 1, clock) == [3, 6, 8]
 
 
-def test_a_step_with_validation_is_saved_after_it(tmp_path):
-    """Else a run that goes on from there would leave it out."""
+class Stopped(Exception):
+    pass
 
-    class Validated(L.Callback):
-        def __init__(self):
-            self.steps = []
 
-        def on_validation_end(self, trainer, pl_module):
-            self.steps.append(trainer.global_step)
+class Validations(L.Callback):
+    """Remembers after which steps there was a validation; that after step `stop` the process does not survive."""
 
-    class Stopped(Exception):
-        pass
+    def __init__(self, stop=None):
+        self.stop = stop
+        self.steps = []
 
-    class Stop(L.Callback):
-        def on_train_batch_start(self, trainer, *args):
-            if trainer.global_step == 4:
-                raise Stopped
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.global_step == self.stop:
+            raise Stopped
 
-    seen, validation = Validated(), {"limit_val_batches": 1, "val_check_interval": 2}
+    def on_validation_end(self, trainer, pl_module):
+        self.steps.append(trainer.global_step)
+
+
+def test_a_validation_that_was_interrupted_is_made_again(tmp_path):
+    """So a step with a validation must be saved after it."""
+    validation = {"limit_val_batches": 1, "val_check_interval": 2}
+    before, after = Validations(stop=4), Validations()
     with pytest.raises(Stopped):
-        fit(small_model(), 6, seen, Stop(), LastCheckpoint(tmp_path, None, 1, 60), **validation)
-    fit(small_model(), 6, seen, resume=tmp_path / "checkpoints" / "last.ckpt", **validation)
-    assert seen.steps == [2, 4, 6]
+        fit(small_model(), 6, before, LastCheckpoint(tmp_path, None, 1, 60), **validation)
+    fit(small_model(), 6, after, resume=tmp_path / "checkpoints" / "last.ckpt", **validation)
+    assert before.steps + after.steps == [2, 4, 6]

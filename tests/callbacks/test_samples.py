@@ -6,6 +6,7 @@ from small import IMAGE_SHAPE, fit, small_model, trained_a_little
 
 from ddpm.callbacks import SamplePictures
 from ddpm.diffusion import DDIM, Ancestral
+from ddpm.seeding import ImageNoise, Stream
 
 PADDING = 2
 
@@ -51,7 +52,8 @@ def test_a_trajectory_shows_the_way_from_noise_to_the_sample(tmp_path):
     samples, trajectories = pictures.draw(model)
     images = trajectories.view(3, 2, 4, *IMAGE_SHAPE)
     assert torch.equal(images[:, 1, -1], samples[:3])  # the last step of DDIM ends at its x_0
-    assert images[:, 0, 0].abs().max() > 2  # noise
+    noise = ImageNoise(Stream.SAMPLING, 0, indices=range(3))
+    assert torch.equal(images[:, 0, 0], noise(samples[:3]))
     first = SamplePictures(tmp_path, DDIM(10), num_samples=1, num_trajectories=1, num_moments=4).draw(model)[1]
     torch.testing.assert_close(first.view(2, 4, *IMAGE_SHAPE), images[0], rtol=0, atol=1e-3)
 

@@ -1,3 +1,5 @@
+from itertools import islice
+
 import pytest
 import torch
 
@@ -64,7 +66,7 @@ def test_loaders_leave_the_global_stream_of_random_numbers_alone():
     data = numbers()
     state = torch.get_rng_state()
     for loader in (data.train_dataloader(), data.val_dataloader()):
-        list(loader)
+        list(islice(loader, 3))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -139,25 +139,24 @@ def test_another_way_to_draw_timesteps_resumes_exactly_as_well(tmp_path):
 
 
 class Seconds(L.Callback):
-    """A clock on which a batch takes 40 seconds, so that a minute is over in the middle of a step of two batches."""
+    """A clock on which a batch takes 25 seconds: a minute is over in the middle of a step of two batches."""
 
     def __init__(self):
         self.now = 0
 
     def on_train_batch_start(self, *args):
-        self.now += 40
+        self.now += 25
 
 
-@pytest.mark.parametrize("every_steps", [1, 1000])
-@pytest.mark.parametrize("stop", [3, 4, 5])
+@pytest.mark.parametrize("stop", [2, 5])
 @pytest.mark.parametrize("batch_size", [4, 8])
-def test_no_checkpoint_is_written_between_the_batches_of_one_step(tmp_path, monkeypatch, batch_size, stop, every_steps):
+def test_no_checkpoint_is_written_between_the_batches_of_one_step(tmp_path, monkeypatch, batch_size, stop):
     """It would lose the gradients that are being accumulated. At a batch size of 8 an epoch holds half a step."""
     accumulate = {"accumulate_grad_batches": 2, "data": Shades(batch_size)}
     clock = Seconds()
     monkeypatch.setattr("ddpm.callbacks.last_checkpoint.time", SimpleNamespace(monotonic=lambda: clock.now))
     with pytest.raises(Stopped):
-        train(6, clock, last_checkpoint(tmp_path, every_steps, 1), Stop(stop), **accumulate)
+        train(6, clock, last_checkpoint(tmp_path, 1000, 1), Stop(stop), **accumulate)
     assert equal(train(6, resume=tmp_path / "checkpoints" / "last.ckpt", **accumulate), train(6, **accumulate))
 
 

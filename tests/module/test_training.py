@@ -171,9 +171,10 @@ def test_every_timestep_is_drawn_and_its_noise_is_that_of_the_chain(draw):
         assert pixels.std().item() == pytest.approx(math.sqrt(1 - alpha_bar), rel=0.05)
 
 
-def test_no_batch_sees_the_noise_of_another():
+@pytest.mark.parametrize("trainer", [{}, {"accumulate_grad_batches": 2}, {"overfit_batches": 1}])
+def test_no_batch_sees_the_noise_of_another(trainer):
     model = small_model(Recorder(), num_steps=5)
-    fit(model, 2 * BATCHES, data=White())
+    fit(model, 2 * BATCHES, data=White(), **trainer)
     x_t, t = model.network.seen()
     for step in range(5):
         images = x_t[t == step].flatten(1)

@@ -1,5 +1,6 @@
 """What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def load(cfg: DictConfig) -> Loaded:
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Device and precision for work that is not training."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the command says what it uses itself
     precision = resolve_precision(trainer.precision, trainer.accelerator)
     try:
         return L.Fabric(
