@@ -30,4 +30,6 @@ def test_images_per_second_of_training_alone(monkeypatch, batch_size):
         small_model(), 12, clock, ImagesPerSecond(window=4),
         data=Shades(batch_size), logger=log, log_every_n_steps=3, limit_val_batches=1, val_check_interval=4,
     )  # fmt: skip
-    assert log.of("images/s") == pytest.approx({5: batch_size / 2, 8: batch_size / 2, 11: batch_size / 2})
+    assert log.of("images/s") == pytest.approx(
+        {2: batch_size / 2, 5: batch_size / 2, 8: batch_size / 2, 11: batch_size / 2}
+    )

@@ -8,11 +8,12 @@ from ddpm.devices import device_name, resolve_precision
 def machine(monkeypatch):
     """Pretend that the machine has these abilities."""
 
-    def pretend(cuda=False, cuda_bf16=False, amx=False):
+    def pretend(cuda=False, cuda_bf16=False, amx=False, avx512_bf16=False):
         monkeypatch.setattr("lightning.fabric.accelerators.CUDAAccelerator.is_available", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
 
     return pretend
 
@@ -23,6 +24,7 @@ def machine(monkeypatch):
         ({}, "cpu", "32-true"),
         ({"amx": True}, "cpu", "bf16-mixed"),
         ({"amx": True}, "auto", "bf16-mixed"),
+        ({"avx512_bf16": True}, "cpu", "bf16-mixed"),
         ({}, "auto", "32-true"),
         ({"cuda": True, "cuda_bf16": True}, "cuda", "bf16-mixed"),
         ({"cuda": True, "cuda_bf16": True}, "gpu", "bf16-mixed"),
