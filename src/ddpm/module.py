@@ -49,7 +49,7 @@ class DDPM(L.LightningModule):
         config: the resolved config as plain data; checkpoints carry it and describe themselves by it.
 
     Raises:
-        ValueError: the network does not fit `image_shape`.
+        ValueError: the network does not fit `image_shape`, or the learning rate would fall before it has risen.
     """
 
     def __init__(
@@ -74,6 +74,10 @@ class DDPM(L.LightningModule):
         self.loss = loss or Simple()
         self.draw_timesteps = draw_timesteps
         self.optimizer = optimizer
+        if decay_steps is not None and decay_steps <= warmup_steps:
+            raise ValueError(
+                f"optimizer.decay_steps={decay_steps} must be above optimizer.warmup_steps={warmup_steps}."
+            )
         self.learning_rate_factor = partial(_learning_rate_factor, warmup=warmup_steps, decay=decay_steps)
         self.seed = seed
         self.ema = AveragedModel(network, multi_avg_fn=partial(_average, decay=ema_decay), use_buffers=False)
@@ -99,8 +103,6 @@ class DDPM(L.LightningModule):
         Raises:
             UserError: settings that do not go together.
         """
-        if config["seed"] < 0:
-            raise UserError(f"seed={config['seed']}: a seed is 0 or more.")
         torch.manual_seed(seed_at(Stream.INITIAL_WEIGHTS, config["seed"]))
         objective, optimizer = config["objective"], config["optimizer"]
         return cls._with_users_errors(
@@ -213,6 +215,8 @@ class DDPM(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError("gradients are clipped by their norm: leave trainer.gradient_clip_algorithm out.")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val or math.inf)
         if self.logs_this_step:
             self.log_now({"train/grad_norm": norm})
@@ -293,6 +297,17 @@ class DDPM(L.LightningModule):
         sampler = sampler or Ancestral()
         batches = torch.arange(num_samples).split(batch_size)
         return torch.cat([self._sample_batch(indices.tolist(), sampler, seed, on_step) for indices in batches])
+
+    def check_sampler(self, sampler: Sampler) -> int:
+        """The number of steps that `sampler` takes over this model's chain.
+
+        Raises:
+            UserError: it cannot take them.
+        """
+        try:
+            return len(sampler.timesteps(self.diffusion))
+        except ValueError as error:
+            raise UserError(f"sampler: {error}") from error
 
     def _sample_batch(
         self, indices: list[int], sampler: Sampler, seed: int, on_step: Callable[[int], None] | None

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.errors import UserError
+
 
 class Stream(IntEnum):
     """What the numbers are for: the first part of every key, so that no two uses share theirs."""
@@ -28,7 +30,13 @@ class Stream(IntEnum):
 
 
 def seed_at(*key: int) -> int:
-    """A seed of 64 bits that depends on the non-negative integers of `key` alone."""
+    """A seed of 64 bits that depends on the integers of `key` alone.
+
+    Raises:
+        UserError: one is negative.
+    """
+    if min(key) < 0:
+        raise UserError(f"a seed is 0 or more, not {min(key)}.")
     # With the length, as SeedSequence pads with zeros: (1, 2) would be (1, 2, 0).
     return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0])
 

@@ -67,7 +67,8 @@ def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = (
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+~")
         parts = re.split(r"[./]", override.key_or_group)
-        if not any(".".join(parts[: i + 1]) in ignored for i in range(len(parts))):
+        above = {".".join(parts[: i + 1]) for i in range(len(parts))}
+        if above.isdisjoint(ignored) and f"{override.key_or_group}=" not in ignored:
             items[key] = _value(override)
     return dict(sorted(items.items()))
 

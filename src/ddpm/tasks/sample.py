@@ -27,10 +27,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError("num_samples and batch_size must be at least 1.")
     sampler: Sampler = build(cfg.sampler)
     checkpoint, model, fabric, directory = from_checkpoint.load(cfg)
-    try:
-        steps = len(sampler.timesteps(model.diffusion))
-    except ValueError as error:
-        raise UserError(f"sampler: {error}") from error
+    steps = model.check_sampler(sampler)
 
     started = time.perf_counter()
     with Progress(console=display.console) as progress, fabric.autocast():

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.callbacks import LastCheckpoint, RunStatus
+from ddpm.callbacks import LastCheckpoint, RunStatus, SamplePictures
 from ddpm.configs import build
 from ddpm.data import ImageData
 from ddpm.devices import device_name, resolve_precision
@@ -53,10 +53,15 @@ def run(cfg: DictConfig) -> None:
     data.prepare_data()
     data.setup("fit")
 
+    callbacks = [build(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
+    for callback in callbacks:
+        if isinstance(callback, SamplePictures):
+            model.check_sampler(callback.sampler)
+
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         # The first process has the directory, and has started this one.
         checkpoint = Run.read(directory).newest_intact_checkpoint()
-        fit(build_trainer(cfg, data, run=None, resumed_step=0), model, data, checkpoint)
+        fit(build_trainer(cfg, callbacks, data, run=None, resumed_step=0), model, data, checkpoint)
         return
     if not cfg.restart:
         check_same_config(directory, config, cfg.not_identity)
@@ -65,7 +70,7 @@ def run(cfg: DictConfig) -> None:
     with Run.open(directory) as run:
         checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
         step = load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
-        trainer = build_trainer(cfg, data, run, step)
+        trainer = build_trainer(cfg, callbacks, data, run, step)
         if run.status.state == "finished" and step >= trainer.max_steps:
             report(run, "finished before")
             return
@@ -96,13 +101,13 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
         raise UserError(f"trainer: {error}") from error
 
 
-def build_trainer(cfg: DictConfig, data: ImageData, run: Run | None, resumed_step: int) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, callbacks: list[L.Callback], data: ImageData, run: Run | None, resumed_step: int
+) -> L.Trainer:
     """The Trainer; `run` is None in the processes that do not write, all but the first."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # without its tips and device lists
-    callbacks = [build(callback) for callback in cfg.callbacks.values()]
-    if run is not None:
-        callbacks.append(RunStatus(run, data.num_batches))
-    callbacks.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
+    ours: list[L.Callback] = [] if run is None else [RunStatus(run, data.num_batches)]
+    ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
     logger = False
     if cfg.logger:
         is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
@@ -113,7 +118,7 @@ def build_trainer(cfg: DictConfig, data: ImageData, run: Run | None, resumed_ste
             max_steps=steps_to_make(cfg.trainer, data),
             max_epochs=-1,
             precision=resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator),
-            callbacks=callbacks,
+            callbacks=callbacks + ours,
             logger=logger,
             plugins=[RunCheckpointIO(run)] if run is not None else None,
             default_root_dir=cfg.paths.run,
