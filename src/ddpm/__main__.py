@@ -49,6 +49,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddpm: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # of `ddpm train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        sys.exit(1)
 
 
 def usage() -> str:

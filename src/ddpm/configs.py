@@ -25,21 +25,29 @@ def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
     The target gets plain lists and dicts: what it keeps may enter a checkpoint, which holds no types of OmegaConf.
 
     Raises:
-        UserError: the target raised a ValueError (or a UserError), which is how the libraries here refuse a
-            setting. Any other exception passes as Hydra raised it.
+        UserError: the target refused a setting (a ValueError or UserError), got one of a wrong type, or is not to be
+            found. Any other exception passes as Hydra raised it.
     """
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except (InstantiationException, ValueError) as error:
-        mistake = _users_mistake(error)
-        if mistake is None:
+        message = _users_mistake(error)
+        if message is None:
             raise
         key = node._get_full_key(None) if isinstance(node, DictConfig) else ""
-        raise UserError(f"{mistake}\n(from `{key}` in the config)" if key else str(mistake)) from error
+        raise UserError(f"{message}\n(from `{key}` in the config)" if key else message) from error
 
 
-def _users_mistake(error: BaseException | None) -> BaseException | None:
-    """What the target raised, if it was a ValueError or a UserError: Hydra wraps it once a call."""
-    while isinstance(error, InstantiationException):
-        error = error.__cause__
-    return error if isinstance(error, (ValueError, UserError)) else None
+def _users_mistake(error: BaseException) -> str | None:
+    """What is to be said of an error that a user's config makes; None of one in the code. Hydra wraps once a call."""
+    cause: BaseException | None = error
+    while isinstance(cause, InstantiationException):
+        error, cause = cause, cause.__cause__
+    if isinstance(cause, (ValueError, UserError)):
+        return str(cause)
+    first = str(error).splitlines()[0]
+    if isinstance(cause, TypeError):
+        return f"{first}\n{cause} (DDPM_DEBUG=1 shows where)"
+    if isinstance(cause, ImportError) or first.startswith("Error locating target"):
+        return f"{first.partition(', see')[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
+    return None

@@ -49,7 +49,7 @@ class DDPM(L.LightningModule):
         config: the resolved config as plain data; checkpoints carry it and describe themselves by it.
 
     Raises:
-        ValueError: the network does not fit `image_shape`, or the learning rate would fall before it has risen.
+        ValueError: the network does not fit `image_shape`, or a setting of the training is out of its range.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class DDPM(L.LightningModule):
         self.loss = loss or Simple()
         self.draw_timesteps = draw_timesteps
         self.optimizer = optimizer
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema.decay={ema_decay} must be at least 0 and below 1.")
         if decay_steps is not None and decay_steps <= warmup_steps:
             raise ValueError(
                 f"optimizer.decay_steps={decay_steps} must be above optimizer.warmup_steps={warmup_steps}."

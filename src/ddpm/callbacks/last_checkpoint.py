@@ -36,6 +36,8 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, directory: str | Path, run: Run | None, every_steps: int, every_minutes: float):
+        if not (every_steps >= 1 and every_minutes > 0):
+            raise ValueError(f"{every_steps=} must be 1 or more, and {every_minutes=} above 0.")
         self.path = Path(directory) / "checkpoints" / LAST
         self.run = run
         self.every_steps = every_steps

@@ -38,6 +38,8 @@ class SamplePictures(L.Callback):
         num_trajectories: int = 4,
         num_moments: int = 10,
     ):
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: a picture needs at least one image.")
         self.directory = Path(directory)
         self.sampler = sampler
         self.num_samples = num_samples

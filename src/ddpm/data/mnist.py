@@ -49,7 +49,11 @@ class IDXImages(ImageData):
         images, labels, test_images, test_labels = (self._read(name) for name in FILES)
         images, test_images = images[:, None], test_images[:, None]
         labels, test_labels = labels.long(), test_labels.long()
-        training = max(len(images) - self.validation_size, 0)
+        training = len(images) - self.validation_size
+        if training < 1:
+            raise UserError(
+                f"data.validation_size={self.validation_size} leaves no image of {len(images)} to train on."
+            )
         return {
             "train": Split(images[:training], labels[:training]),
             "validation": Split(images[training:], labels[training:]),

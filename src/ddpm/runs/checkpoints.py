@@ -108,7 +108,7 @@ def trusted_targets(conf_dirs: Iterable[Path]) -> set[str]:
         for path in sorted(folder.rglob("*.yaml")):
             try:
                 documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-            except yaml.YAMLError:  # Hydra will say so if it is used
+            except (yaml.YAMLError, UnicodeDecodeError):  # Hydra will say so if it is used
                 continue
             found.update(value for key, value in _leaves(documents) if key == "_target_" and isinstance(value, str))
     return found

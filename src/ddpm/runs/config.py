@@ -20,12 +20,18 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> str:
 def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: Collection[str]) -> None:
     """Raise a UserError that shows the difference if the directory holds a run of another config.
 
-    Keys in `not_identity`, and all below them, may differ.
+    Keys in `not_identity`, and all below them, may differ, and so may the folders in `paths` wherever they occur.
     """
     path = directory / "config.yaml"
     if not path.is_file():
         return
-    old, new = _leaves(yaml.safe_load(path.read_text(encoding="utf-8"))), _leaves(config)
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is damaged: remove it to continue the run as its checkpoints are.")
+    old, new = _comparable(saved), _comparable(config)
     lines = [
         f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
         for key in sorted(old.keys() | new.keys())
@@ -37,6 +43,17 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
             f"{directory} holds a run with another config:\n{difference}\n"
             "Run with the old settings to continue it, or with restart=true to move it aside and begin again."
         )
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a config with the folders of `paths` replaced by their names: a run may have been moved."""
+    folders = {str(folder): name for name, folder in (config.get("paths") or {}).items() if folder}
+    leaves = _leaves(config)
+    for folder in sorted(folders, key=len, reverse=True):
+        for key, value in leaves.items():
+            if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
+                leaves[key] = f"<{folders[folder]}>{value.removeprefix(folder)}"
+    return leaves
 
 
 def _leaves(node: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A run's directory in the hands of the one process that trains in it."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import check_archive
-from ddpm.runs.files import replacing
+from ddpm.runs.files import make_folder, read_json, replacing
 from ddpm.runs.status import State, Status, write_json
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -37,9 +36,9 @@ class Run:
         """Make the directory if need be, and hold its lock, which ends with the process however that ends.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or nothing can be written there.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         lock = FileLock(directory / ".lock", timeout=0)
         try:
             lock.acquire()
@@ -47,6 +46,8 @@ class Run:
             status = Status.read(directory)
             who = f"process {status.pid} on {status.host}" if status else "another process"
             raise UserError(f"{who} is training in {directory}: wait for it, or stop it.") from None
+        except OSError as error:
+            raise UserError(f"cannot write in {directory}: {error.strerror}.") from error
         try:
             for orphan in (*directory.glob(".*.tmp"), *directory.glob("checkpoints/.*.tmp")):
                 orphan.unlink()  # of a process that was killed while it wrote
@@ -70,8 +71,7 @@ class Run:
 
     def read_metrics(self) -> dict[str, Any]:
         """What metrics.json says; empty where there is none."""
-        path = self.directory / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(self.directory / "metrics.json")
 
     def end(self, state: State, step: int, error: str | None = None) -> None:
         """Say in status.json how the process that trained here came to its end."""

@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ddpm.runs.files import replace_file
+from ddpm.runs.files import read_json, replace_file
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
@@ -71,11 +71,14 @@ class Status:
 
     @classmethod
     def read(cls, run: Path) -> Self | None:
-        """The status of the run in this directory, None where there is none."""
-        try:
-            return cls(**json.loads((run / "status.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        """The status of the run in this directory, None where there is none that can be read."""
+        known = {field.name for field in fields(cls)}
+        saved = {name: value for name, value in read_json(run / "status.json").items() if name in known}
+        if not saved:
             return None
+        status = cls(**saved)
+        status.checkpoints = status.checkpoints or {}
+        return status
 
     def write(self, run: Path) -> None:
         """Write status.json into the run's directory, with the time of now in `updated`."""
@@ -86,10 +89,8 @@ class Status:
 def write_provenance(folder: Path, device: str, **more: Any) -> None:
     """Write provenance.json; what an earlier process wrote there is kept in it, as `earlier`, newest first."""
     path = folder / "provenance.json"
-    earlier = []
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        earlier = [before, *before.pop("earlier", [])]
+    before = read_json(path)
+    earlier = [before, *before.pop("earlier", [])] if before else []
     write_json(path, provenance(device) | more | ({"earlier": earlier} if earlier else {}))
 
 

@@ -20,6 +20,7 @@ from ddpm.diffusion import Ancestral, GaussianDiffusion
 from ddpm.diffusion.process import Denoise, Noise
 from ddpm.errors import UserError
 from ddpm.runs import identity_overrides, provenance, run_directory, task_overrides, write_json
+from ddpm.runs.files import make_folder
 from ddpm.seeding import ImageNoise, Stream
 from ddpm.tasks import display, from_checkpoint
 
@@ -50,7 +51,7 @@ def run(cfg: DictConfig) -> None:
     image, label = pick_image(data, cfg.image_index)
     walks = walk(image.to(fabric.device), diffusion, denoise, cfg.seed)
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     draw(directory, walks, diffusion)
     write_errors(directory / "error.csv", walks)
     facts = {

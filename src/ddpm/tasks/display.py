@@ -9,12 +9,12 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=True)
 
 
-def metrics_table(title: str, metrics: Mapping[str, float]) -> None:
-    """Print numbers, one a row, with four significant digits."""
+def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
+    """Print numbers, one a row, with four significant digits; None, which stands for NaN, as a dash."""
     table = Table("metric", "value", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, "–" if value is None else f"{value:.4g}")
     console.print(table)
 
 

@@ -22,6 +22,7 @@ from ddpm.diffusion.process import Denoise
 from ddpm.errors import UserError
 from ddpm.module import GOLDEN_RATIO
 from ddpm.runs import load_checkpoint, provenance, write_json
+from ddpm.runs.files import make_folder
 from ddpm.seeding import ImageNoise, Stream, seed_at
 from ddpm.tasks import display, from_checkpoint
 
@@ -72,7 +73,7 @@ def run(cfg: DictConfig) -> None:
         "seed": cfg.seed,
         "checkpoint": checkpoint,
     }
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     curve.write(directory / "kl.csv")
     plots.divergences(curve.edges, curve.mean, curve.se, summary["reconstruction"].mean, summary["total"].mean).savefig(
         directory / "kl.png"

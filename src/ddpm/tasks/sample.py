@@ -14,6 +14,7 @@ from ddpm.devices import device_name
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.runs import provenance, write_json
+from ddpm.runs.files import make_folder
 from ddpm.tasks import display, from_checkpoint
 
 
@@ -37,7 +38,7 @@ def run(cfg: DictConfig) -> None:
         )
     seconds = time.perf_counter() - started
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     pixels = to_uint8(images).cpu()
     plots.image_grid(images).save(directory / "samples.png")
     np.savez_compressed(directory / "samples.npz", images=pixels.numpy())

@@ -49,6 +49,7 @@ def run(cfg: DictConfig) -> None:
     model = DDPM.from_config(config)
     if cfg.init_from is not None:
         model.load_weights(find_checkpoint(cfg.init_from))
+    check_optimizer(model)
     data: ImageData = build(cfg.data)
     data.prepare_data()
     data.setup("fit")
@@ -66,6 +67,7 @@ def run(cfg: DictConfig) -> None:
     if not cfg.restart:
         check_same_config(directory, config, cfg.not_identity)
     elif directory.exists():
+        build_trainer(cfg, callbacks, data, run=None, resumed_step=0)  # what it refuses leaves the old run in place
         set_aside(directory)
     with Run.open(directory) as run:
         checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
@@ -107,14 +109,14 @@ def build_trainer(
     """The Trainer; `run` is None in the processes that do not write, all but the first."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # without its tips and device lists
     ours: list[L.Callback] = [] if run is None else [RunStatus(run, data.num_batches)]
-    ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
     logger = False
     if cfg.logger:
         is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
         # What a run that was killed logged after its last checkpoint is logged again.
         logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard and resumed_step else {}))
     try:
-        return build(cfg.trainer, _partial_=True)(
+        ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
+        trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             max_steps=steps_to_make(cfg.trainer, data),
             max_epochs=-1,
             precision=resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator),
@@ -125,15 +127,26 @@ def build_trainer(
             use_distributed_sampler=False,  # the data's own sampler knows the ranks
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {error}") from error
+    if data.batch_size % trainer.world_size:
+        raise UserError(f"data.batch_size={data.batch_size} must be divisible by the {trainer.world_size} processes.")
+    return trainer
+
+
+def check_optimizer(model: DDPM) -> None:
+    """Raise a UserError if the optimizer refuses its settings, which otherwise shows when training begins."""
+    try:
+        model.configure_optimizers()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optimizer: {error}") from error
 
 
 def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
     """Optimizer steps until `max_steps` or, of the data's epochs, `max_epochs`, whichever comes first.
 
     Raises:
-        UserError: neither is set.
+        UserError: neither is set, or there is nothing to do.
     """
     limits = []
     if trainer.max_steps != -1:
@@ -142,6 +155,8 @@ def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
         limits.append(trainer.max_epochs * data.num_batches // trainer.accumulate_grad_batches)
     if not limits:
         raise UserError("set trainer.max_steps or trainer.max_epochs: without a limit training would not end.")
+    if min(limits) < 1:
+        raise UserError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit.")
     return int(min(limits))
 
 
