@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("overrides", nargs="*", help="more overrides of `ddpm train`")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for all, since sums depend on it
+    os.environ["OMP_NUM_THREADS"] = "1"  # the same for all, since sums depend on it
     overrides = [f"trainer.devices={arguments.devices}", f"data.num_workers={arguments.workers}", *arguments.overrides]
     chance = random.Random(arguments.seed)
     outcomes: Counter[tuple[str, str, str]] = Counter()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # Before anything imports torch, and for children too: the last bit of a sum depends on the number of threads.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
