@@ -53,6 +53,10 @@ class Trial:
         log = (self.folder / "log.txt").open("ab")
         return subprocess.Popen(self.command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
 
+    def log(self) -> str:
+        path = self.folder / "log.txt"
+        return path.read_text() if path.is_file() else ""
+
     @property
     def run(self) -> Path:
         return next(self.folder.glob("outputs/train/default/*"))
@@ -68,6 +72,7 @@ class Trial:
 
 def strike(trial: Trial, how: str, moment: str, patience: float, chance: random.Random) -> str:
     """Start the run, strike once, and say what became of it: killed, interrupted or finished."""
+    log_before = len(trial.log())
     process = trial.start()
     while process.poll() is None and (not trial.status() or trial.status()["pid"] != process.pid):
         time.sleep(0.02)  # its imports are no place to be killed in: nothing has begun
@@ -88,9 +93,13 @@ def strike(trial: Trial, how: str, moment: str, patience: float, chance: random.
     if code == INTERRUPTED:
         assert trial.status()["state"] == "interrupted", trial.status()
         return "interrupted"
+    # A signal before the first step of all ranks, or after the last, ends the process as it ends any other.
+    edge = {-signal.Signals[how], 128 + signal.Signals[how], -signal.SIGKILL, 1}
     if code == -signal.SIGKILL and how == "SIGKILL":
         return "killed"
-    raise SystemExit(f"the run ended with {code}:\n{(trial.folder / 'log.txt').read_text()[-3000:]}")
+    if how != "SIGKILL" and code in edge and "Traceback" not in trial.log()[log_before:]:
+        return f"ended at the edge with {code}"
+    raise SystemExit(f"the run ended with {code}:\n{trial.log()[-3000:]}")
 
 
 def children(pid: int) -> list[int]:
@@ -156,7 +165,7 @@ def main() -> None:
         reference = Trial(Path(name) / "reference", overrides)
         code = reference.start().wait()
         if code != 0:
-            raise SystemExit(f"the undisturbed run failed:\n{(reference.folder / 'log.txt').read_text()[-3000:]}")
+            raise SystemExit(f"the undisturbed run failed:\n{reference.log()[-3000:]}")
         expected = final_state(reference.run)
         patience = 1.2 * reference.status()["seconds"]
         console.print(f"undisturbed: {reference.status()['seconds']:.1f} s of training")
@@ -179,7 +188,7 @@ def main() -> None:
                 else:
                     result = "finished" if trial.start().wait() == 0 else "failed"
                     if result == "failed":
-                        raise SystemExit((trial.folder / "log.txt").read_text()[-3000:])
+                        raise SystemExit(trial.log()[-3000:])
             wrong += [f"trial {trials}: {d}" for d in differences(expected, final_state(trial.run))]
 
     table = Table(

@@ -33,6 +33,7 @@ def run(cfg):
     if cfg.how == "broken" or cfg.seed == 13:
         raise ZeroDivisionError(f"seed {cfg.seed}")
     if cfg.how == "interrupted":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         os.kill(os.getpid(), signal.SIGINT)
     logging.getLogger("toy").info(f"done with {cfg.speed.num_steps} steps, seed {cfg.seed}")
 """

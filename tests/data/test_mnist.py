@@ -187,7 +187,7 @@ def test_a_size_that_would_be_ignored_is_refused(data, settings):
 
 @pytest.mark.parametrize("validation_size", [10_000, 20_000])
 def test_a_validation_set_that_leaves_no_batch_is_refused(validation_size):
-    with pytest.raises(UserError, match="more than the 0 images for training"):
+    with pytest.raises(UserError, match="leaves no image of 10000 to train on"):
         ready(MNISTMini(validation_size=validation_size))
 
 

@@ -1,6 +1,7 @@
 """Keeps a run's status.json true while it trains."""
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -30,9 +31,10 @@ class RunStatus(L.Callback):
         status = self.run.status
         status.host, status.pid, status.error = socket.gethostname(), os.getpid(), None
         self.began = time.monotonic() - status.seconds
-        self.write(trainer, "running")
+        self.written = -math.inf
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        # Not before the first batch: who reads "running" may send a signal, and those are heeded by then.
         if time.monotonic() - self.written >= self.interval:
             self.write(trainer, "running")
 
