@@ -112,8 +112,8 @@ def build_trainer(
     logger = False
     if cfg.logger:
         is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
-        # What a run that was killed logged after its last checkpoint is logged again.
-        logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard and resumed_step else {}))
+        # What a run that was killed logged after its last checkpoint, or before its first, is logged again.
+        logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard else {}))
     try:
         ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
