@@ -76,6 +76,8 @@ def strike(trial: Trial, how: str, moment: str, patience: float, chance: random.
     process = trial.start()
     while process.poll() is None and (not trial.status() or trial.status()["pid"] != process.pid):
         time.sleep(0.02)  # its imports are no place to be killed in: nothing has begun
+    if how != "SIGKILL":
+        time.sleep(1)  # until all ranks have begun, a signal ends them as it ends any process
     deadline = time.monotonic() + chance.uniform(0, patience)
     while process.poll() is None and (time.monotonic() < deadline if moment == "any" else not trial.saves()):
         time.sleep(0.001)
@@ -93,7 +95,7 @@ def strike(trial: Trial, how: str, moment: str, patience: float, chance: random.
     if code == INTERRUPTED:
         assert trial.status()["state"] == "interrupted", trial.status()
         return "interrupted"
-    # A signal before the first step of all ranks, or after the last, ends the process as it ends any other.
+    # A signal after the last step ends the process as it ends any other.
     edge = {-signal.Signals[how], 128 + signal.Signals[how], -signal.SIGKILL, 1}
     if code == -signal.SIGKILL and how == "SIGKILL":
         return "killed"

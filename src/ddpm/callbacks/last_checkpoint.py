@@ -81,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         late = trainer.strategy.reduce_boolean_decision(steps > 0 and minutes >= self.every_minutes, all=False)
         if stop or late or steps >= self.every_steps or trainer.global_step == trainer.max_steps:
             self.save(trainer)
-        if stop:
+        if stop and trainer.global_step != trainer.max_steps:  # else it ends by itself
             self.stop(trainer)
 
     def save(self, trainer: L.Trainer) -> None:

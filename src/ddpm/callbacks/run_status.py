@@ -38,6 +38,10 @@ class RunStatus(L.Callback):
         if time.monotonic() - self.written >= self.interval:
             self.write(trainer, "running")
 
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == trainer.max_steps:  # before the last checkpoint, after which nothing runs again
+            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
