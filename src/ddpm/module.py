@@ -278,7 +278,6 @@ class DDPM(L.LightningModule):
 
     # Sampling ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def sample(
         self,
         num_samples: int,

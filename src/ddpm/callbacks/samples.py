@@ -55,7 +55,6 @@ class SamplePictures(L.Callback):
         self.show(trainer, "samples", plots.image_grid(samples))
         self.show(trainer, "trajectories", plots.image_grid(trajectories, columns=self.num_moments))
 
-    @torch.no_grad()
     def draw(self, model: DDPM) -> tuple[Tensor, Tensor]:
         """Samples [N, C, H, W], and trajectories [2 · num_trajectories · num_moments, C, H, W] row by row."""
         noise = ImageNoise(Stream.SAMPLING, 0, indices=range(self.num_samples))
