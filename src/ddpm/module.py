@@ -76,6 +76,8 @@ class DDPM(L.LightningModule):
         self.optimizer = optimizer
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema.decay={ema_decay} must be at least 0 and below 1.")
+        if warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be at least 0.")
         if decay_steps is not None and decay_steps <= warmup_steps:
             raise ValueError(
                 f"optimizer.decay_steps={decay_steps} must be above optimizer.warmup_steps={warmup_steps}."

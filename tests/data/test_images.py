@@ -82,5 +82,5 @@ def test_images_of_another_shape_than_said_are_refused(settings):
 
 
 def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="whole number of images, at least one"):
         Numbers(0, 2, (4, 6))

@@ -40,10 +40,15 @@ def test_bfloat16_where_the_device_is_fast_in_it(machine, abilities, accelerator
     assert resolve_precision("auto", accelerator) == precision
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_what_the_user_says_counts(machine, precision):
     machine(amx=True)
     assert resolve_precision(precision, "cpu") == precision
+
+
+def test_a_precision_that_the_chain_cannot_have_is_refused():
+    with pytest.raises(ValueError, match="64-true is none of auto, 32-true"):
+        resolve_precision("64-true", "cpu")
 
 
 def test_the_name_of_a_cpu_tells_the_threads():

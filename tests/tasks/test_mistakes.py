@@ -37,6 +37,11 @@ def slow(overrides, words):
         slow(["data=image_folder", "data.root=nowhere"], ["there is no folder nowhere"]),
         slow(["data.batch_size=9001"], ["data.batch_size=9001 is more than the 9000 images"]),
         slow(["seed=-1"], ["seed"]),
+        slow(["trainer.max_steps=1.5"], ["trainer.max_steps=1.5 must be a whole number"]),
+        slow(["trainer.val_check_interval=0"], ["trainer.val_check_interval=0", "at least 1"]),
+        slow(["trainer.precision=64-true"], ["precision=64-true is none of"]),
+        slow(["optimizer.warmup_steps=-1"], ["optimizer.warmup_steps=-1"]),
+        slow(["data.batch_size=2.5"], ["batch_size=2.5"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )

@@ -47,8 +47,8 @@ class ImageData(LightningDataModule, ABC):
         num_workers: int = 0,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: a batch needs at least one image.")
+        if batch_size < 1 or batch_size != int(batch_size):
+            raise ValueError(f"batch_size={batch_size}: a batch is a whole number of images, at least one.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_shape = (image_channels, height, width)
         self.batch_size = batch_size

@@ -5,13 +5,20 @@ import platform
 import torch
 from lightning.fabric.accelerators import CUDAAccelerator
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 def resolve_precision(precision: str, accelerator: str) -> str:
     """Lightning's name of the precision that "auto" means on an accelerator; any other is returned as it is.
 
     bfloat16 autocast where the device computes convolutions faster in it: CUDA from Ampere on, CPUs with AMX or
     AVX-512 BF16.
+
+    Raises:
+        ValueError: a precision in which the chain's own arithmetic, float32, would not be.
     """
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision={precision} is none of auto, {', '.join(PRECISIONS)}.")
     if precision != "auto":
         return precision
     if accelerator == "auto":

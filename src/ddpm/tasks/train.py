@@ -46,6 +46,7 @@ def run(cfg: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
     # What can be wrong is built before anything is written.
+    check_trainer(cfg.trainer)
     model = DDPM.from_config(config)
     if cfg.init_from is not None:
         model.load_weights(find_checkpoint(cfg.init_from))
@@ -132,6 +133,19 @@ def build_trainer(
     if data.batch_size % trainer.world_size:
         raise UserError(f"data.batch_size={data.batch_size} must be divisible by the {trainer.world_size} processes.")
     return trainer
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Raise a UserError for counts that Lightning takes, and stumbles over when training has begun."""
+    counts = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "val_check_interval": 1}
+    for name, least in counts.items():
+        value = trainer[name]
+        if value is not None and not (isinstance(value, int) and value >= least):
+            raise UserError(f"trainer.{name}={value} must be a whole number, at least {least}.")
+    try:
+        resolve_precision(trainer.precision, trainer.accelerator)
+    except ValueError as error:
+        raise UserError(f"trainer: {error}") from error
 
 
 def check_optimizer(model: DDPM) -> None:
