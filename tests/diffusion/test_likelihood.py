@@ -6,7 +6,7 @@ from closed_forms import PREDICTIONS, VARIANCES, Chain, GaussianData, gaussian_k
 from torch import Tensor
 
 from ddpm.diffusion import schedules
-from ddpm.diffusion.likelihood import discretized_gaussian_log_prob, vlb_terms
+from ddpm.diffusion.likelihood import discretized_gaussian_log_prob, vlb_terms, vlb_terms_under
 from ddpm.diffusion.parameterization import Prediction
 from ddpm.diffusion.process import Denoise, GaussianDiffusion, Variance
 
@@ -133,6 +133,21 @@ def test_other_variances_only_loosen_the_bound() -> None:
         sums[variance] = vlb_terms(denoise, diffusion, IMAGE, noise=signs).kl.sum().item()
     assert sums["small"] > 1.01 * sums["optimal"]
     assert sums["large"] > 1.01 * sums["optimal"]
+
+
+def test_all_variances_at_once_are_each_by_itself_and_ask_the_network_once() -> None:
+    cases = [gaussian_case(variance) for variance in VARIANCES]
+    asked = []
+
+    def listening(x_t: Tensor, t: Tensor) -> Tensor:
+        asked.append(t)
+        return cases[0][2](x_t, t)
+
+    together = vlb_terms_under(listening, [diffusion for diffusion, _, _ in cases], IMAGE, noise=signs)
+    assert len(asked) == T
+    for terms, (diffusion, _, denoise) in zip(together, cases, strict=True):
+        alone = vlb_terms(denoise, diffusion, IMAGE, noise=signs)
+        assert all(torch.equal(one, other) for one, other in zip(terms, alone, strict=True))
 
 
 @pytest.mark.parametrize("variance", VARIANCES)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.diffusion import schedules
 from ddpm.diffusion.process import GaussianDiffusion
-from ddpm.diffusion.samplers import DDIM, Ancestral, Sampler, Spacing
+from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, SDEDPMSolverPP, Spacing
 
 SPACINGS: tuple[Spacing, ...] = ("uniform", "trailing", "quadratic", "log_snr")
 
@@ -29,7 +29,7 @@ def ideal_steps(spacing: str, num_steps: int, steps: int) -> list[float]:
     num_steps=st.integers(21, 1000),
     share=st.floats(0, 1),
     spacing=st.sampled_from(["uniform", "trailing", "quadratic"]),
-    make=st.sampled_from([DDIM, Ancestral]),
+    make=st.sampled_from([DDIM, Ancestral, DPMSolverPP]),
 )
 def test_steps_are_the_nearest_to_their_formula(num_steps: int, share: float, spacing: Spacing, make: Any) -> None:
     # more than about √T quadratic steps repeat near zero
@@ -45,7 +45,7 @@ def test_steps_are_the_nearest_to_their_formula(num_steps: int, share: float, sp
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("make", [DDIM, Ancestral])
+@pytest.mark.parametrize("make", [DDIM, Ancestral, DPMSolverPP, SDEDPMSolverPP])
 def test_the_network_is_asked_at_the_original_steps_from_last_to_first(make: Any, spacing: Spacing) -> None:
     diffusion = GaussianDiffusion(schedules.linear(200), prediction="x0")
     asked = asked_steps(make(steps=8, spacing=spacing), diffusion)
@@ -122,6 +122,9 @@ def test_a_single_step_starts_from_the_noisiest(spacing: Spacing) -> None:
         (DDIM(6, eta=0.3), True),
         (DDIM(6), False),
         (DDIM(30), False),
+        (DPMSolverPP(6, 2), False),
+        (SDEDPMSolverPP(6, 2), True),
+        (SDEDPMSolverPP(6, 2, "trailing"), True),
     ],
 )
 def test_noise_is_drawn_once_a_stochastic_step_and_never_in_the_last(sampler: Sampler, stochastic: bool) -> None:
@@ -180,7 +183,9 @@ def test_ddim_derives_epsilon_again_from_the_clipped_x0() -> None:
     assert steps[0].x0.item() == 1.0
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), Ancestral(9), DDIM(9), DDIM(9, eta=0.5)])
+@pytest.mark.parametrize(
+    "sampler", [Ancestral(), Ancestral(9), DDIM(9), DDIM(9, eta=0.5), DPMSolverPP(9, 3), SDEDPMSolverPP(9)]
+)
 def test_a_clipped_chain_ends_inside_the_image_range(sampler: Sampler) -> None:
     diffusion = GaussianDiffusion(schedules.linear(60))
     noise = seeded_noise(0)
@@ -188,7 +193,7 @@ def test_a_clipped_chain_ends_inside_the_image_range(sampler: Sampler) -> None:
     assert x0.abs().max() <= 1 + 1e-5
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(8), DDIM(8), DDIM(8, eta=1.0)])
+@pytest.mark.parametrize("sampler", [Ancestral(8), DDIM(8), DDIM(8, eta=1.0), DPMSolverPP(8), SDEDPMSolverPP(8)])
 def test_iterate_yields_the_image_after_each_step(sampler: Sampler) -> None:
     data = GaussianData(mean=0.3, std=0.4)
     diffusion = GaussianDiffusion(schedules.linear(50), clip_x0=False)
@@ -216,7 +221,7 @@ def test_sampling_keeps_shape_dtype_and_the_start_as_they_were() -> None:
     diffusion = GaussianDiffusion(schedules.linear(30), prediction="x0")
     x_T = seeded_noise(0)(torch.empty(2, 3, 4, 5))
     before = x_T.clone()
-    for sampler in (Ancestral(), DDIM(5), DDIM(5, eta=1.0)):
+    for sampler in (Ancestral(), DDIM(5), DDIM(5, eta=1.0), DPMSolverPP(5), SDEDPMSolverPP(5)):
         x0 = sampler(lambda x_t, t: torch.zeros_like(x_t), diffusion, x_T)
         assert x0.shape == x_T.shape
         assert x0.dtype == torch.float32

@@ -1,20 +1,23 @@
 """The mathematics of denoising diffusion: torch alone, no Lightning, no Hydra."""
 
-from ddpm.diffusion import likelihood, objective, samplers, schedules
+from ddpm.diffusion import editing, likelihood, objective, samplers, schedules
 from ddpm.diffusion.likelihood import VLBTerms, vlb_terms
 from ddpm.diffusion.objective import VLB, MinSNR, Simple
 from ddpm.diffusion.process import GaussianDiffusion
-from ddpm.diffusion.samplers import DDIM, Ancestral, Sampler
+from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, SDEDPMSolverPP
 
 __all__ = [
     "DDIM",
     "VLB",
     "Ancestral",
+    "DPMSolverPP",
     "GaussianDiffusion",
     "MinSNR",
+    "SDEDPMSolverPP",
     "Sampler",
     "Simple",
     "VLBTerms",
+    "editing",
     "likelihood",
     "objective",
     "samplers",

@@ -7,19 +7,20 @@ Each may walk over a part of the timesteps; the network always receives the orig
 a subclass of `Sampler` with its `iterate`, and a YAML in `conf/sampler/`.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Images
 from ddpm.diffusion.process import Denoise, GaussianDiffusion, Noise, check_choice
+from ddpm.diffusion.spacing import SPACINGS, Spacing, spaced_timesteps
 
-Spacing = Literal["uniform", "trailing", "quadratic", "log_snr"]
-SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+WHOLE = slice(None)
 
 
 class SamplerStep(NamedTuple):
@@ -52,16 +53,31 @@ class Sampler(ABC):
 
     @abstractmethod
     def iterate(
-        self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
+        self,
+        denoise: Denoise,
+        diffusion: GaussianDiffusion,
+        x_T: Images,
+        noise: Noise = torch.randn_like,
+        part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
-        """Walk from `x_T` to the image, step by step."""
+        """Walk from `x_T` to the image, step by step.
+
+        Args:
+            part: walk these steps alone, a slice of `timesteps(diffusion)`: from an image `x_T` of the last one's
+                noise to one of the noise that the timestep before the first has, or to x_0.
+        """
 
     def __call__(
-        self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
+        self,
+        denoise: Denoise,
+        diffusion: GaussianDiffusion,
+        x_T: Images,
+        noise: Noise = torch.randn_like,
+        part: slice = WHOLE,
     ) -> Images:
-        """The images that the walk from `x_T` ends at, [B, C, H, W]."""
+        """The images that the walk from `x_T` ends at, [B, C, H, W]; arguments as in `iterate`."""
         x_t = x_T
-        for step in self.iterate(denoise, diffusion, x_T, noise):
+        for step in self.iterate(denoise, diffusion, x_T, noise, part):
             x_t = step.x_t
         return x_t
 
@@ -80,12 +96,17 @@ class Ancestral(Sampler):
 
     @torch.no_grad()
     def iterate(
-        self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
+        self,
+        denoise: Denoise,
+        diffusion: GaussianDiffusion,
+        x_T: Images,
+        noise: Noise = torch.randn_like,
+        part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
         timesteps = self.timesteps(diffusion)
         chain = diffusion.subsequence(timesteps)
         x_t = x_T
-        for i, t in reversed(list(enumerate(timesteps.tolist()))):
+        for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
             output = denoise(x_t, _batch_of(t, x_t))
             x0 = diffusion.to_x0(output, x_t, _batch_of(t, x_t))
             mean, variance, x0 = chain.p_mean_variance(x0, x_t, _batch_of(i, x_t))
@@ -108,12 +129,17 @@ class DDIM(Sampler):
 
     @torch.no_grad()
     def iterate(
-        self, denoise: Denoise, diffusion: GaussianDiffusion, x_T: Images, noise: Noise = torch.randn_like
+        self,
+        denoise: Denoise,
+        diffusion: GaussianDiffusion,
+        x_T: Images,
+        noise: Noise = torch.randn_like,
+        part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
         timesteps = self.timesteps(diffusion)
         alpha_bars = diffusion.alpha_bars[timesteps]
         x_t = x_T
-        for i, t in reversed(list(enumerate(timesteps.tolist()))):
+        for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
             output = denoise(x_t, _batch_of(t, x_t))
             x0, epsilon = diffusion.predict_x0_and_epsilon(output, x_t, _batch_of(t, x_t))
             alpha_bar, alpha_bar_prev = alpha_bars[i], alpha_bars[i - 1] if i > 0 else alpha_bars.new_ones(())
@@ -125,39 +151,89 @@ class DDIM(Sampler):
             yield SamplerStep(t, x_t, x0)
 
 
-def spaced_timesteps(
-    alpha_bars: Float64[Tensor, " T"], steps: int, spacing: Spacing = "uniform"
-) -> Int64[Tensor, " S"]:
-    """`steps` of the T timesteps, ascending, T-1 among them (formulas: `Sampler`).
+class DPMSolverPP(Sampler):
+    """DPM-Solver++ (Lu et al. 2022b, algorithm 2): the ODE of the marginals, solved in λ = log √ᾱ/√(1-ᾱ) by a
+    multistep method of `order` 1 (DDIM), 2 or 3 from the x_0 predictions of the last steps, so that a step asks the
+    network once.
 
-    Raises:
-        ValueError: more steps than T, or so many that the spacing takes one twice.
+    The first steps have less to look back on and are of lower order. So are the last ones, as x_0 lies at λ = ∞:
+    the step to it is the predicted x_0 itself (order 1), and the one before is at most of order 2.
     """
-    last = len(alpha_bars) - 1
-    if steps > last + 1:
-        raise ValueError(f"{steps} steps were asked of a chain that has {last + 1}.")
-    if steps == 1:
-        return torch.tensor([last])
-    fractions = torch.linspace(0, 1, steps, dtype=torch.float64)
-    match spacing:
-        case "uniform":
-            timesteps = (last * fractions).round().long()
-        case "trailing":
-            timesteps = (torch.arange(1, steps + 1, dtype=torch.float64) * (last + 1) / steps).round().long() - 1
-        case "quadratic":
-            timesteps = (last * fractions**2).round().long()
-        case "log_snr":
-            log_snr = torch.log(alpha_bars) - torch.log1p(-alpha_bars)
-            if log_snr.isinf().any():
-                raise ValueError("spacing=log_snr needs a schedule whose last step keeps some signal (ᾱ_T > 0).")
-            wanted = log_snr[0] + (log_snr[-1] - log_snr[0]) * fractions
-            timesteps = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)
-    if len(timesteps.unique()) < steps:
-        raise ValueError(
-            f"spacing={spacing} takes some of the {last + 1} timesteps twice at {steps} steps: "
-            "use fewer steps or spacing=uniform."
-        )
-    return timesteps
+
+    max_order = 3
+
+    def __init__(self, steps: int | None = None, order: int = 2, spacing: Spacing = "uniform"):
+        super().__init__(steps, spacing)
+        if not 1 <= order <= self.max_order:
+            raise ValueError(f"{type(self).__name__}'s order is 1 to {self.max_order}, not {order}.")
+        self.order = order
+
+    @torch.no_grad()
+    def iterate(
+        self,
+        denoise: Denoise,
+        diffusion: GaussianDiffusion,
+        x_T: Images,
+        noise: Noise = torch.randn_like,
+        part: slice = WHOLE,
+    ) -> Iterator[SamplerStep]:
+        timesteps = self.timesteps(diffusion)
+        alpha_bars = torch.cat([diffusion.betas.new_ones(1), diffusion.alpha_bars[timesteps]])  # of x_0, then x_t
+        log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2  # λ
+        x_t, x0s = x_T, list[Images]()
+        for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
+            output = denoise(x_t, _batch_of(t, x_t))
+            x0, _ = diffusion.predict_x0_and_epsilon(output, x_t, _batch_of(t, x_t))
+            x0s = [x0, *x0s][: min(self.order, i + 1)]
+            gaps = -log_snr[i : i + len(x0s) + 1].diff()
+            x_t = self._step(x_t, x0s, gaps.tolist(), alpha_bars[i + 1].item(), alpha_bars[i].item(), noise)
+            yield SamplerStep(t, x_t, x0)
+
+    def _step(
+        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, noise: Noise
+    ) -> Images:
+        """From ᾱ = `now` to `after`.
+
+        Args:
+            x0s: the predictions, the newest first.
+            gaps: the step's length in λ, then what lies between one prediction and the next.
+        """
+        h, *between = gaps
+        gain = -math.expm1(-h)
+        # σ_t/σ_s x_s - α_t (e^-h - 1) D_0, then what the derivatives of the prediction in λ add.
+        x = math.sqrt((1 - after) / (1 - now)) * x_t + math.sqrt(after) * gain * x0s[0]
+        if len(x0s) == 2:
+            return x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
+        if len(x0s) == 3:
+            near, far = _slope(x0s, h / between[0]), _slope(x0s[1:], h / between[1])
+            curvature = 2 * (near - far) * (h / (between[0] + between[1]))  # the authors' code lacks the 2
+            slope = near + between[0] / h * curvature / 2
+            return x + math.sqrt(after) * ((1 - gain / h) * slope - ((h - gain) / h**2 - 1 / 2) * curvature)
+        return x
+
+
+class SDEDPMSolverPP(DPMSolverPP):
+    """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): the same for the reverse SDE, with fresh noise in each step.
+
+    Order 1 is DDIM with η = 1, the ancestral chain of small variance.
+    """
+
+    max_order = 2
+
+    def _step(
+        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, noise: Noise
+    ) -> Images:
+        h, *between = gaps
+        gain = -math.expm1(-2 * h)
+        x = math.sqrt((1 - after) / (1 - now)) * math.exp(-h) * x_t + math.sqrt(after) * gain * x0s[0]
+        if len(x0s) == 2:
+            x = x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
+        return x + math.sqrt((1 - after) * gain) * noise(x) if after < 1 else x
+
+
+def _slope(x0s: Sequence[Images], ratio: float) -> Images:
+    """The change of the prediction in a step that is `ratio` times as long as what lies between the newest two."""
+    return (x0s[0] - x0s[1]) * ratio
 
 
 def _batch_of(t: int, images: Images) -> Int64[Tensor, " B"]:
