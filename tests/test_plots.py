@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from ddpm import plots
+from ddpm.metrics.estimates import Curve
 
 
 def test_grid_puts_images_row_by_row():
@@ -24,13 +25,39 @@ def test_chains_show_the_images(tmp_path, channels):
     assert colours(tmp_path / "chains.png") > 3
 
 
+def curve(edges, mean):
+    mean = torch.tensor(mean)
+    return Curve(torch.tensor(edges), mean, mean.abs() / 10, torch.full((len(mean),), 20))
+
+
 def test_divergences_add_up_to_the_bound(tmp_path):
-    edges, mean = torch.tensor([1, 5, 10, 21]), torch.tensor([0.1, 0.01, 0.0])
-    figure = plots.divergences(edges, mean, mean / 10, reconstruction=0.2, total=0.68)
-    lower = figure.axes[1]
+    curves = {"model, test": curve([1, 5, 10, 21], [0.1, 0.01, 0.0]), "model, train": curve([1, 21], [0.04])}
+    figure = plots.divergences(curves, None, reconstruction=0.2, total=0.68)
+    upper, lower = figure.axes
     assert lower.lines[0].get_xydata()[-1] == pytest.approx([20, 0.2 + 4 * 0.1 + 5 * 0.01])
     assert lower.lines[1].get_ydata() == pytest.approx([0.68, 0.68])
     assert "bound 0.680" in lower.texts[0].get_text()
+    assert [line.get_linestyle() for line in upper.lines] == ["-", "--", ":"]
+    figure.savefig(tmp_path / "kl.png")
+    assert colours(tmp_path / "kl.png") > 3
+
+
+def test_divergences_show_what_is_zero_and_the_gap(tmp_path):
+    curves = {
+        "model, test": curve([1, 5, 21], [0.1, 0.01]),
+        "best, test": curve([1, 5, 21], [7.0, 0.01]),
+        "best, train": curve([1, 5, 21], [0.0, 1e-9]),
+    }
+    figure = plots.divergences(curves, curve([1, 21], [-3.0]), reconstruction=0.2, total=0.68)
+    upper, between, _ = figure.axes
+    bottom, top = upper.get_ylim()
+    assert bottom < 0  # so that a line at 0 is seen
+    assert top > 7
+    model, best, best_train, oracle = upper.lines
+    assert best.get_color() == best_train.get_color() != model.get_color()
+    assert best_train.get_ydata().tolist() == pytest.approx([0, 1e-9])
+    assert set(oracle.get_ydata()) == {0}
+    assert between.lines[0].get_ydata().tolist() == [-3]
     figure.savefig(tmp_path / "kl.png")
     assert colours(tmp_path / "kl.png") > 3
 

@@ -5,6 +5,7 @@ steps, and the reconstruction of the 256-level image from the least noisy latent
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,18 +49,41 @@ def vlb_terms(
     Raises:
         ValueError: a timestep outside 1 … T-1.
     """
+    (terms,) = vlb_terms_under(denoise, [diffusion], x0, timesteps, noise)
+    return terms
+
+
+def vlb_terms_under(
+    denoise: Denoise,
+    diffusions: Sequence[GaussianDiffusion],
+    x0: Images,
+    timesteps: Int64[Tensor, " K"] | Int64[Tensor, "B K"] | None = None,
+    noise: Noise = torch.randn_like,
+) -> list[VLBTerms]:
+    """`vlb_terms` under each of `diffusions`, which differ in nothing but their variance.
+
+    The mean of the reverse step does not depend on it, so the network is asked as often as for one of them.
+    """
+    chain = diffusions[0]
     if timesteps is None:
-        timesteps = torch.arange(1, diffusion.num_steps, device=x0.device)
-    if ((timesteps < 1) | (timesteps >= diffusion.num_steps)).any():
-        raise ValueError(f"divergences are at timesteps 1 … {diffusion.num_steps - 1}; t = 0 is the reconstruction.")
-    timesteps = timesteps.to(x0.device).expand(len(x0), -1)
-    reconstruction = _reconstruction(denoise, diffusion, x0, noise(x0))
-    kl = [_kl(denoise, diffusion, x0, t, noise(x0)) for t in timesteps.unbind(dim=1)]
-    return VLBTerms(
-        prior=_prior(diffusion, x0),
-        kl=torch.stack(kl, dim=1) if kl else x0.new_zeros(len(x0), 0),
-        reconstruction=reconstruction,
-    )
+        timesteps = torch.arange(1, chain.num_steps, device=x0.device)
+    if ((timesteps < 1) | (timesteps >= chain.num_steps)).any():
+        raise ValueError(f"divergences are at timesteps 1 … {chain.num_steps - 1}; t = 0 is the reconstruction.")
+    prior = _prior(chain, x0)
+    first = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
+    x_t = chain.q_sample(x0, first, noise(x0))
+    output = denoise(x_t, first)
+    reconstructions = [_reconstruction(diffusion, x0, x_t, first, output) for diffusion in diffusions]
+    divergences: list[list[Tensor]] = [[] for _ in diffusions]
+    for t in timesteps.to(x0.device).expand(len(x0), -1).unbind(dim=1):
+        x_t = chain.q_sample(x0, t, noise(x0))
+        output = denoise(x_t, t)
+        for of_one, diffusion in zip(divergences, diffusions, strict=True):
+            of_one.append(_kl(diffusion, x0, x_t, t, output))
+    return [
+        VLBTerms(prior, torch.stack(kl, dim=1) if kl else x0.new_zeros(len(x0), 0), reconstruction)
+        for kl, reconstruction in zip(divergences, reconstructions, strict=True)
+    ]
 
 
 def _prior(diffusion: GaussianDiffusion, x0: Images) -> Float[Tensor, " B"]:
@@ -68,19 +92,18 @@ def _prior(diffusion: GaussianDiffusion, x0: Images) -> Float[Tensor, " B"]:
 
 
 def _kl(
-    denoise: Denoise, diffusion: GaussianDiffusion, x0: Images, t: Int64[Tensor, " B"], noise: Images
+    diffusion: GaussianDiffusion, x0: Images, x_t: Images, t: Int64[Tensor, " B"], output: Images
 ) -> Float[Tensor, " B"]:
-    x_t = diffusion.q_sample(x0, t, noise)
-    mean, variance, _ = diffusion.p_mean_variance(denoise(x_t, t), x_t, t)
+    mean, variance, _ = diffusion.p_mean_variance(output, x_t, t)
     true_mean, true_variance = diffusion.q_posterior(x0, x_t, t)
     ratio = true_variance / variance
     return _bits_per_dim(((mean - true_mean).square() / variance + ratio - 1 - ratio.log()) / 2)
 
 
-def _reconstruction(denoise: Denoise, diffusion: GaussianDiffusion, x0: Images, noise: Images) -> Float[Tensor, " B"]:
-    t = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-    x_t = diffusion.q_sample(x0, t, noise)
-    mean, variance, _ = diffusion.p_mean_variance(denoise(x_t, t), x_t, t)
+def _reconstruction(
+    diffusion: GaussianDiffusion, x0: Images, x_t: Images, t: Int64[Tensor, " B"], output: Images
+) -> Float[Tensor, " B"]:
+    mean, variance, _ = diffusion.p_mean_variance(output, x_t, t)
     return _bits_per_dim(-discretized_gaussian_log_prob(x0, mean, variance))
 
 

@@ -1,10 +1,14 @@
 """What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
 
+import hashlib
 import logging
+import shlex
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -13,9 +17,12 @@ from torch import Tensor
 from ddpm.configs import build
 from ddpm.data import ImageData
 from ddpm.devices import resolve_precision
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
 from ddpm.module import DDPM
-from ddpm.runs import check_targets, find_checkpoint, run_name, task_overrides, trusted_targets
+from ddpm.runs import Outlook, check_targets, find_checkpoint, run_name, task_overrides, trusted_targets
+from ddpm.runs.files import read_json
 
 
 class Loaded(NamedTuple):
@@ -45,11 +52,20 @@ def load(cfg: DictConfig) -> Loaded:
     return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
 
 
+def outlook(cfg: DictConfig, what: str) -> Outlook:
+    """What a command would do, in words, with the checkpoint that `ckpt=` names.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    return Outlook(results_directory(cfg, find_checkpoint(cfg.ckpt)), what)
+
+
 def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Device and precision for work that is not training."""
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the command says what it uses itself
-    precision = resolve_precision(trainer.precision, trainer.accelerator)
     try:
+        precision = resolve_precision(trainer.precision, trainer.accelerator)
         return L.Fabric(
             accelerator=trainer.accelerator,
             devices=trainer.devices,
@@ -80,6 +96,70 @@ def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
     if tuple(data.image_shape) != tuple(model.image_shape):
         raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
     return data
+
+
+def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> None:
+    """Give the model the reverse variance that the command names; None leaves it the checkpoint's own.
+
+    Raises:
+        UserError: an unknown one, or `optimal` where the x_0 error of this checkpoint has not been measured.
+    """
+    if variance is not None:
+        x0_mse = stored_x0_mse(checkpoint, model.diffusion) if variance == "optimal" else None
+        model.diffusion = with_variance(model.diffusion, variance, x0_mse)
+
+
+def with_variance(diffusion: GaussianDiffusion, variance: Variance, x0_mse: Tensor | None) -> GaussianDiffusion:
+    """The same chain, on the same device, with another variance of the reverse steps.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of the schedule was said when the model was loaded
+        try:
+            other = GaussianDiffusion(diffusion.betas, diffusion.prediction, variance, x0_mse, diffusion.clip_x0)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return other.to(next(diffusion.buffers()).device)
+
+
+def x0_mse_path(checkpoint: Path) -> Path:
+    """Where `ddpm evaluate` keeps the x_0 error of a checkpoint: `best.x0_mse.json` beside `best.ckpt`."""
+    return checkpoint.with_suffix(".x0_mse.json")
+
+
+def x0_mse_key(checkpoint: Path, diffusion: GaussianDiffusion) -> dict[str, Any]:
+    """What a measured x_0 error belongs to: this very file, and whether x_0 was clipped."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"checkpoint_sha256": digest, "clip_x0": diffusion.clip_x0}
+
+
+def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
+    """The mean squared x_0 error at each timestep that `ddpm evaluate` has measured of this checkpoint, float64 [T].
+
+    Raises:
+        UserError: it has not, or it has of another checkpoint that was here before.
+    """
+    path = x0_mse_path(checkpoint)
+    stored = read_json(path)
+    key = x0_mse_key(checkpoint, diffusion)
+    if "x0_mse" not in stored:
+        problem = f"{path} is damaged" if path.exists() else "it has not been measured"
+    elif {name: stored.get(name) for name in key} != key:
+        problem = f"{path} is of another checkpoint"
+    else:
+        return torch.tensor(stored["x0_mse"], dtype=torch.float64)
+    raise UserError(
+        f"variance=optimal follows from the model's x_0 error, and {problem}. "
+        f"Run `ddpm evaluate ckpt={shlex.quote(str(checkpoint))}` first, which measures it."
+    )
+
+
+def describe(data: ImageData) -> str:
+    """The data set's name, and its folder where it has one."""
+    return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
 
 
 def config_folders() -> list[Path]:

@@ -1,0 +1,1 @@
+"""How good a model is: its likelihood, and its samples beside real images."""

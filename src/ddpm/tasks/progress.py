@@ -1,0 +1,32 @@
+"""A progress bar that counts how often a network was asked."""
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from ddpm.diffusion.process import Denoise
+from ddpm.tasks import display
+
+
+class Evaluations(Progress):
+    """A bar for each part of the work; an image at a timestep counts one."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        super().__init__(*columns, console=display.console)
+
+    def count(self, denoise: Denoise, part: str, total: int) -> Denoise:
+        """`denoise`, whose evaluations advance a bar of its own to `total`."""
+        task = self.add_task(part, total=total)
+
+        def counted(x_t: Tensor, t: Tensor) -> Tensor:
+            output = denoise(x_t, t)
+            self.advance(task, len(x_t))
+            return output
+
+        return counted
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed / (task.elapsed or 1):.0f}/s")
