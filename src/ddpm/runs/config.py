@@ -31,11 +31,11 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
         saved = None
     if not isinstance(saved, dict):
         raise UserError(f"{path} is damaged: remove it to continue the run as its checkpoints are.")
-    old, new = _comparable(saved), _comparable(config)
+    old, new = comparable(saved), comparable(config)
     lines = [
         f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_below(key, not_identity)
+        if old.get(key) != new.get(key) and not is_below(key, not_identity)
     ]
     if lines:
         difference = "\n".join(lines)
@@ -45,7 +45,7 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
         )
 
 
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of a config with the folders of `paths` replaced by their names: a run may have been moved."""
     folders = {str(folder): name for name, folder in (config.get("paths") or {}).items() if folder}
     leaves = _leaves(config)
@@ -69,5 +69,5 @@ def _leaves(node: Any) -> dict[str, Any]:
     return dict(walk(node, ""))
 
 
-def _is_below(key: str, parents: Collection[str]) -> bool:
+def is_below(key: str, parents: Collection[str]) -> bool:
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

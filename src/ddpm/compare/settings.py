@@ -1,0 +1,97 @@
+"""In which settings runs differ, in as few columns as tell it all."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from ddpm.runs.collect import Value
+
+Columns = dict[str, list[Value]]
+"""setting to its value in each run"""
+
+TARGET = "_target_"
+
+
+def varying_settings(configs: Sequence[Mapping[str, Value]]) -> Columns:
+    """The settings that are not the same in all configs, with their value in each.
+
+    A config is its leaves by dotted key, with interpolations resolved and choices of a group filled in, so that one
+    override changes many of them. Three rules give one column back for each:
+
+    - A leaf with the last name and the values of another with a shorter key is its copy, and left out
+      (`diffusion.betas.num_steps` of `schedule.num_steps`).
+    - Leaves of one node of which one determines the others, over these configs, share a column under the node's name
+      (`model`: `channels=16 blocks=1`).
+    - A `_target_` is told by its last part, first in its column (`schedule`: `cosine`). What only some of the targets
+      have, and always with the same value, follows from it and is left out.
+    """
+    keys = dict.fromkeys(chain.from_iterable(configs))
+    columns = {key: [config.get(key) for config in configs] for key in keys}
+    columns = _without_copies({key: column for key, column in columns.items() if len(set(column)) > 1})
+
+    nodes: dict[str, Columns] = defaultdict(dict)
+    for key, column in columns.items():
+        node, _, name = key.rpartition(".")
+        nodes[node][name] = column
+    varying: Columns = dict(nodes.pop("", {}))
+    for node, leaves in nodes.items():
+        for group in _groups(leaves):
+            only = next(iter(group)) if len(group) == 1 else TARGET
+            key = node if only == TARGET else f"{node}.{only}"
+            if key in varying:  # two groups of one node
+                key = f"{node}.{'+'.join(group)}"
+            varying[key] = next(iter(group.values())) if len(group) == 1 and only != TARGET else _in_words(group)
+    return varying
+
+
+def _without_copies(columns: Columns) -> Columns:
+    originals: set[tuple[str, tuple[Value, ...]]] = set()
+    copies = set()
+    for key in sorted(columns, key=lambda key: key.count(".")):
+        what = (key.rpartition(".")[2], tuple(columns[key]))
+        if what in originals:
+            copies.add(key)
+        originals.add(what)
+    return {key: column for key, column in columns.items() if key not in copies}
+
+
+def _groups(leaves: Columns) -> list[Columns]:
+    """The leaves of a node, each with those that it determines."""
+    groups: list[Columns] = []
+    finest_first = sorted(leaves, key=lambda name: (-len(set(leaves[name])), name != TARGET))
+    for name in finest_first:
+        for group in groups:
+            leader = next(iter(group.values()))
+            if _determines(leader, leaves[name]):
+                group[name] = leaves[name]
+                break
+        else:
+            groups.append({name: leaves[name]})
+    return sorted(groups, key=lambda group: TARGET not in group)
+
+
+def _determines(one: Sequence[Value], other: Sequence[Value]) -> bool:
+    return len(set(zip(one, other, strict=True))) == len(set(one))
+
+
+def _in_words(group: Columns) -> list[Value]:
+    """The values of several leaves as one text a run."""
+    names = [name for name in group if name != TARGET and not _follows_from_target(name, group)]
+    texts: list[Value] = []
+    for i in range(len(next(iter(group.values())))):
+        target = group[TARGET][i] if TARGET in group else None
+        words = [str(target).rpartition(".")[2]] if target is not None else []
+        words += [f"{name}={text(group[name][i])}" for name in names if group[name][i] is not None]
+        texts.append(" ".join(words) or None)
+    return texts
+
+
+def _follows_from_target(name: str, group: Columns) -> bool:
+    return TARGET in group and None in group[name] and _determines(group[TARGET], group[name])
+
+
+def text(value: Value) -> str:
+    """A value as a user types it; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
