@@ -44,16 +44,16 @@ def test_there_is_a_root_for_each_command():
 @pytest.mark.parametrize("root", COMMANDS)
 def test_every_root_composes(root):
     config = composed(root)
-    assert OmegaConf.missing_keys(config) <= {"ckpt"}
+    assert OmegaConf.missing_keys(config) <= {"ckpt", "runs"}
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     assert not {"hydra", "defaults"} & plain.keys()
-    keys = [key.removesuffix("=") for key in config.not_identity]
+    keys = [key.removesuffix("=") for key in config.get("not_identity", []) if key != "sweep="]
     unknown = [key for key in keys if OmegaConf.select(config, key, default="absent") == "absent"]
     assert unknown == []  # a key that is spelt wrongly would make another run of each device
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
+@pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option[0] not in ("mode", "sweep")])
 def test_every_option_builds_what_it_says(group, name, tmp_path):
     """A run with it, as `ddpm train` builds it, except for the images."""
     small = [] if group in ("model", "experiment") else ["model=unet_tiny", "model.channels=8"]
@@ -84,6 +84,21 @@ def test_options_work_in_the_other_roots(group, root):
         node = composed(root, f"{group}={name}", *(NEEDED if name == "image_folder" else []))[group]
         assert OmegaConf.to_container(node)["_target_"] == composed("train", f"{group}={name}", *(
             NEEDED if name == "image_folder" else []))[group]["_target_"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", options("mode"))
+def test_every_mode_of_sampling_builds(name):
+    assert callable(build(composed("sample", f"mode={name}").mode))
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_value_of_a_named_sweep_composes(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        params = compose("train", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
+    assert len(params) > 0
+    for key, values in params.items():
+        for value in str(values).split(","):
+            composed("train", f"{key}={value}")
 
 
 @pytest.mark.parametrize("target", sorted(trusted_targets([CONF])))

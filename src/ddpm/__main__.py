@@ -5,12 +5,10 @@ its job starts, so that help, completion and `--cfg` answer without loading torc
 """
 
 import difflib
-import importlib
 import itertools
 import os
 import re
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -22,6 +20,7 @@ COMMANDS = {
     "sample": "draw images from a checkpoint",
     "evaluate": "measure a checkpoint: its likelihood in bits/dim, term by term",
     "denoise": "walk a digit to noise and back: with the true x_0, and with the network",
+    "report": "compare runs, those of a sweep or any others: tables, plots, one HTML page",
 }
 
 EXAMPLES = """\
@@ -29,9 +28,6 @@ Examples
   ddpm train experiment=quickstart
   ddpm train schedule=linear,cosine seed=1,2,3 -m
   ddpm sample ckpt=outputs/train/quickstart/base num_samples=64"""
-
-# What to type for a value that has no default.
-EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base"}
 
 COMPLETION = ("-sc", "--shell-completion")  # the flag that the shell's script starts its queries with
 
@@ -83,7 +79,10 @@ def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
             refuse_command(overrides[0])
         return None, arguments
     command = arguments[at]
-    return command, ["--config-name", command, *arguments[:at], *arguments[at + 1 :]]
+    rest = arguments[:at] + arguments[at + 1 :]
+    # Hydra's parser takes overrides on one side of a flag alone, and `-m` is often put between them.
+    many = [word for word in rest if word in ("-m", "--multirun")]
+    return command, ["--config-name", command, *many, *(word for word in rest if word not in many)]
 
 
 def refuse_command(word: str) -> NoReturn:
@@ -119,12 +118,18 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
 
     from ddpm.configs import conf_dir
     from ddpm.errors import UserError
+    from ddpm.jobs import debugging, run_job
 
-    failed: list[str] = []
+    failed = False
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=None)
     def job(config: "DictConfig") -> Any:
-        return run_job(command, config, failed)
+        nonlocal failed
+        try:
+            return run_job(command, config)
+        except Exception:
+            failed = True
+            raise
 
     sys.argv[1:] = arguments  # Lightning starts its other ranks with these
     # Hydra then raises its errors to us, instead of printing them with a hint at this variable.
@@ -134,64 +139,12 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
     except UserError as error:
         if debugging():
             raise
-        sys.exit(f"ddpm {command}: failed: {'; '.join(failed) or error}")
+        sys.exit(f"ddpm {command}: {error}")
     except CompactHydraException as error:
         if failed or debugging():  # from inside a job: the author of a network needs the traceback
             raise
         causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
         sys.exit("\n".join(str(part).strip() for part in (error, *causes) if str(part).strip()))
-
-
-def run_job(command: str | None, config: "DictConfig", failed: list[str]) -> Any:
-    """Run the command on its composed config; the overrides of a job that fails are added to `failed`.
-
-    A single run ends here on a user's mistake. A job of a sweep shows its error at once, and gives Hydra,
-    which raises it after the last job, a `UserError` without the traceback: that would keep the model alive.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from ddpm.errors import UserError
-    from ddpm.runs.identity import task_overrides
-
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = " ".join(task_overrides()) or "(no overrides)"
-    try:
-        if command is None:
-            raise UserError(f"a command comes first: {', '.join(COMMANDS)}")
-        check_values(command, config)
-        return importlib.import_module(f"ddpm.tasks.{command}").run(config)
-    except Exception as error:
-        failed.append(overrides)
-        expected = isinstance(error, UserError) and not debugging()
-        if not expected and not sweeping:
-            raise
-        message = str(error) if expected else traceback.format_exc().rstrip()
-    if not sweeping:
-        sys.exit(f"ddpm {command}: {message}")
-    print(f"ddpm {command} {overrides}: {message}", file=sys.stderr, flush=True)
-    raise UserError(overrides)
-
-
-def check_values(command: str, config: "DictConfig") -> None:
-    """Raise a UserError that names what is left to the user (`???`), or refers to what is not there."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from ddpm.errors import UserError
-
-    try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(str(error)) from error
-    if missing:
-        example = " ".join(f"{key}={EXAMPLE_VALUES.get(key, '…')}" for key in missing)
-        raise UserError(f"{', '.join(missing)} must be given, for example\n  ddpm {command} {example}")
-
-
-def debugging() -> bool:
-    return os.environ.get("DDPM_DEBUG", "0") not in ("", "0")
 
 
 if __name__ == "__main__":

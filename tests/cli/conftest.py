@@ -16,6 +16,7 @@ defaults:
 
 seed: 0
 how: well
+dry_run: false
 ckpt: outputs/a
 """
 
@@ -23,8 +24,16 @@ TOY_TASK = """\
 import logging
 import os
 import signal
+from pathlib import Path
 
 from ddpm.errors import UserError
+from ddpm.runs import Outlook
+
+
+def outlook(cfg):
+    if cfg.how == "impossible":
+        raise UserError(f"seed {cfg.seed} is impossible")
+    return Outlook(Path(f"toys/{cfg.how}-{cfg.seed}-{cfg.speed.num_steps}"), "play", is_done=cfg.how == "done")
 
 
 def run(cfg):
@@ -35,6 +44,8 @@ def run(cfg):
     if cfg.how == "interrupted":
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         os.kill(os.getpid(), signal.SIGINT)
+    if cfg.how == "telling":
+        print("swept:", os.environ["DDPM_SWEPT_KEYS"])
     logging.getLogger("toy").info(f"done with {cfg.speed.num_steps} steps, seed {cfg.seed}")
 """
 

@@ -26,7 +26,8 @@ def test_help_is_the_list_and_python_m_is_the_same_program():
 @pytest.mark.parametrize(
     ("arguments", "command", "hydra"),
     [
-        ("train seed=1 -m", "train", "--config-name train seed=1 -m"),
+        ("train seed=1 -m", "train", "--config-name train -m seed=1"),
+        ("train seed=1 -m dry_run=true", "train", "--config-name train -m seed=1 dry_run=true"),
         ("-m train seed=1,2", "train", "--config-name train -m seed=1,2"),
         ("train -cn mine", "train", "--config-name train -cn mine"),
         ("--config-name train seed=1", "train", "--config-name train seed=1"),
@@ -66,7 +67,7 @@ def test_help_of_a_command_and_its_config(run):
     assert answer.returncode == 0
     assert "speed: fast, slow" in answer.stdout
     answer = run("ddpm", "toy", "--cfg", "job", "speed=fast")
-    assert answer.stdout == "speed:\n  num_steps: 10\nseed: 0\nhow: well\nckpt: outputs/a\n"
+    assert answer.stdout == "speed:\n  num_steps: 10\nseed: 0\nhow: well\ndry_run: false\nckpt: outputs/a\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

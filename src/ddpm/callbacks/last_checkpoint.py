@@ -14,10 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from ddpm.progress import batches_done
 from ddpm.runs.run import LAST, Run
+from ddpm.runs.status import INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-INTERRUPTED = 75
-"""exit code: EX_TEMPFAIL, try again"""
 
 
 class LastCheckpoint(Checkpoint):

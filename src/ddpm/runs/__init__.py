@@ -2,11 +2,15 @@
 
 from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
 from ddpm.runs.config import check_same_config, write_config
-from ddpm.runs.identity import identity_overrides, run_directory, run_name, task_overrides
+from ddpm.runs.identity import SWEPT_KEYS, identity_overrides, run_directory, run_name, task_overrides
+from ddpm.runs.log import log_to
+from ddpm.runs.outlook import Outlook, outlook_of_run
 from ddpm.runs.run import Run
 from ddpm.runs.status import Status, provenance, write_json, write_provenance
 
 __all__ = [
+    "SWEPT_KEYS",
+    "Outlook",
     "Run",
     "Status",
     "check_same_config",
@@ -14,6 +18,8 @@ __all__ = [
     "find_checkpoint",
     "identity_overrides",
     "load_checkpoint",
+    "log_to",
+    "outlook_of_run",
     "provenance",
     "run_directory",
     "run_name",

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 from ddpm.runs.files import read_json, replace_file
 
 State = Literal["running", "finished", "failed", "interrupted"]
+INTERRUPTED = 75
+"""the exit code of a run that was asked to stop, and goes on by the same command: EX_TEMPFAIL"""
 
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 

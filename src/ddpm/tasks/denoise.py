@@ -19,7 +19,7 @@ from ddpm.devices import device_name
 from ddpm.diffusion import Ancestral, GaussianDiffusion
 from ddpm.diffusion.process import Denoise, Noise
 from ddpm.errors import UserError
-from ddpm.runs import identity_overrides, provenance, run_directory, task_overrides, write_json
+from ddpm.runs import Outlook, identity_overrides, provenance, run_directory, task_overrides, write_json
 from ddpm.runs.files import make_folder
 from ddpm.seeding import ImageNoise, Stream
 from ddpm.tasks import display, from_checkpoint
@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         fabric = from_checkpoint.build_fabric(cfg.trainer)
         diffusion = GaussianDiffusion(build(cfg.schedule), "x0").to(fabric.device)
         data = build(cfg.data)
-        directory = run_directory("denoise", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
+        directory = directory_of(cfg)
     else:
         leave_to_checkpoint(cfg)
         loaded = from_checkpoint.load(cfg)
@@ -79,6 +79,18 @@ def run(cfg: DictConfig) -> None:
         if checkpoint is None
         else [f"ddpm denoise ckpt={ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate ckpt={ckpt}"],
     )
+
+
+def outlook(cfg: DictConfig) -> Outlook:
+    """What `run` would do."""
+    if cfg.ckpt is not None:
+        return from_checkpoint.outlook(cfg, "walk a digit to noise and back")
+    return Outlook(directory_of(cfg), "walk a digit to noise and back, with the true x_0")
+
+
+def directory_of(cfg: DictConfig) -> Path:
+    """For the results without a checkpoint."""
+    return run_directory("denoise", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
 
 
 def leave_to_checkpoint(cfg: DictConfig) -> None:

@@ -1,10 +1,12 @@
 """What commands print: their numbers, where the results are, and what to run next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from ddpm.runs import Outlook
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -15,6 +17,15 @@ def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
     table.columns[1].justify = "right"
     for name, value in metrics.items():
         table.add_row(name, "–" if value is None else f"{value:.4g}")
+    console.print(table)
+
+
+def outlooks(jobs: Iterable[tuple[str, Outlook]]) -> None:
+    """Print what each job, by its name, would do, and where."""
+    table = Table("job", "would", title="Dry run: nothing is started", title_justify="left")
+    table.add_column("in", overflow="fold")
+    for name, outlook in jobs:
+        table.add_row(name, outlook.what, str(outlook.directory))
     console.print(table)
 
 

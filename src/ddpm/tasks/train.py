@@ -1,11 +1,13 @@
 """`ddpm train`: train a model, or go on with a run that was stopped."""
 
 import logging
+import os
 import shlex
 import warnings
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
@@ -14,17 +16,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.callbacks import LastCheckpoint, RunStatus, SamplePictures
+from ddpm.callbacks import LastCheckpoint, RunStatus, SamplePictures, SweptHyperparameters
 from ddpm.configs import build
 from ddpm.data import ImageData
 from ddpm.devices import device_name, resolve_precision
 from ddpm.errors import UserError
 from ddpm.module import DDPM
 from ddpm.runs import (
+    SWEPT_KEYS,
+    Outlook,
     Run,
     check_same_config,
     find_checkpoint,
     load_checkpoint,
+    log_to,
+    outlook_of_run,
     run_directory,
     task_overrides,
     write_config,
@@ -32,20 +38,68 @@ from ddpm.runs import (
 )
 from ddpm.runs.checkpoint_io import RunCheckpointIO
 from ddpm.tasks import display
+from ddpm.tasks import report as compared_runs
 
 
-def run(cfg: DictConfig) -> None:
+class Prepared(NamedTuple):
+    """All that a run needs, built and checked, with nothing written yet."""
+
+    directory: Path
+    config: dict[str, Any]
+    model: DDPM
+    data: ImageData
+    callbacks: list[L.Callback]
+
+
+def run(cfg: DictConfig) -> float | None:
     """Train until `trainer.max_steps` or `trainer.max_epochs`; a run that was stopped goes on where it was.
+
+    Returns the bound on the validation images in bits/dim, which a search minimises.
 
     Raises:
         UserError: settings that do not go together, data that is not there, a directory that holds a run of another
             config or that another process trains in.
     """
+    prepared = prepare(cfg)
+    directory, config, model, data, callbacks = prepared
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        # The first process has the directory, and has started this one.
+        checkpoint = Run.read(directory).newest_intact_checkpoint()
+        fit(build_trainer(cfg, callbacks, data, run=None, resumed_step=0), model, data, checkpoint)
+        return None
+    if not cfg.restart:
+        check_same_config(directory, config, cfg.not_identity)
+    elif directory.exists():
+        build_trainer(cfg, callbacks, data, run=None, resumed_step=0)  # what it refuses leaves the old run in place
+        set_aside(directory)
+    with Run.open(directory) as run:
+        train(cfg, prepared, run)
+        return run.read_metrics().get("val/bpd")
+
+
+def outlook(cfg: DictConfig) -> Outlook:
+    """What `run` would do, with all checks made that need no directory.
+
+    Raises:
+        UserError: the run would be refused.
+    """
+    directory, config, _, data, _ = prepare(cfg)
+    if not cfg.restart:
+        check_same_config(directory, config, cfg.not_identity)
+    return outlook_of_run(directory, steps_to_make(cfg.trainer, data), cfg.restart)
+
+
+def after_sweep(cfg: DictConfig, directories: Sequence[Path]) -> None:
+    """Show the table of all jobs."""
+    compared_runs.show(directories)
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Build what can be wrong, before anything is written."""
     directory = directory_of(cfg)
     cfg.paths.run = str(directory)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
-    # What can be wrong is built before anything is written.
     check_trainer(cfg.trainer)
     model = DDPM.from_config(config)
     if cfg.init_from is not None:
@@ -54,30 +108,28 @@ def run(cfg: DictConfig) -> None:
     data: ImageData = build(cfg.data)
     data.prepare_data()
     data.setup("fit")
+    steps_to_make(cfg.trainer, data)
 
     callbacks = [build(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     for callback in callbacks:
         if isinstance(callback, SamplePictures):
             model.check_sampler(callback.sampler)
+    return Prepared(directory, config, model, data, callbacks)
 
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        # The first process has the directory, and has started this one.
-        checkpoint = Run.read(directory).newest_intact_checkpoint()
-        fit(build_trainer(cfg, callbacks, data, run=None, resumed_step=0), model, data, checkpoint)
+
+def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
+    """Train in the directory that is open as `run`, unless nothing is left to do."""
+    directory, config, model, data, callbacks = prepared
+    if hyperparameters := swept_hyperparameters(config):
+        callbacks.append(SweptHyperparameters(hyperparameters))
+    checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
+    step = load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    trainer = build_trainer(cfg, callbacks, data, run, step)
+    if run.status.state == "finished" and step >= trainer.max_steps:
+        report(run, "finished before")
         return
-    if not cfg.restart:
-        check_same_config(directory, config, cfg.not_identity)
-    elif directory.exists():
-        build_trainer(cfg, callbacks, data, run=None, resumed_step=0)  # what it refuses leaves the old run in place
-        set_aside(directory)
-    with Run.open(directory) as run:
-        checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
-        step = load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
-        trainer = build_trainer(cfg, callbacks, data, run, step)
-        if run.status.state == "finished" and step >= trainer.max_steps:
-            report(run, "finished before")
-            return
 
+    with log_to(directory / "log.txt"):
         text = write_config(directory, config)
         write_provenance(directory, device_name(trainer.strategy.root_device))
         if checkpoint is None:
@@ -88,7 +140,15 @@ def run(cfg: DictConfig) -> None:
         display.console.print(f"{verb}: {directory} ({parameters:,} parameters, {trainer.precision})")
         fit(trainer, model, data, checkpoint)
         run.end("finished", trainer.global_step)
-        report(run, "finished")
+    report(run, "finished")
+
+
+def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What this run has under the keys that its sweep varies: a value, or the name chosen from a group."""
+    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
+    values = OmegaConf.create({"config": dict(config)})
+    choices = HydraConfig.get().runtime.choices
+    return {key: choices[key] if key in choices else OmegaConf.select(values, f"config.{key}") for key in keys}
 
 
 def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | None) -> None:
@@ -96,6 +156,7 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
         r"Found \d+ module\(s\) in eval mode",  # the moving average is meant to be
         "Checkpoint directory .* exists and is not empty",  # a run that goes on
         ".*LeafSpec",  # Lightning's own
+        "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slower by a hair
     ):
         warnings.filterwarnings("ignore", message)
     try:
@@ -108,7 +169,8 @@ def build_trainer(
     cfg: DictConfig, callbacks: list[L.Callback], data: ImageData, run: Run | None, resumed_step: int
 ) -> L.Trainer:
     """The Trainer; `run` is None in the processes that do not write, all but the first."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # without its tips and device lists
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # without tips, device lists and greetings of ranks
     ours: list[L.Callback] = [] if run is None else [RunStatus(run, data.num_batches)]
     logger = False
     if cfg.logger:
@@ -190,10 +252,12 @@ def set_aside(directory: Path) -> None:
 
 
 def report(run: Run, how: str) -> None:
-    """Print a finished run's numbers, its files, and what to do with it."""
+    """Print a finished run's numbers and, unless it is one of a sweep, its files and what to do with it."""
     metrics = run.read_metrics()
     shown = {name: metrics[name] for name in metrics if name in ("step", "train/loss") or name.startswith("val/")}
     display.metrics_table(f"{run.directory}: {how}", shown)
+    if os.environ.get(SWEPT_KEYS):
+        return  # what comes next is the sweep's other jobs
     pictures = sorted((run.directory / "samples").glob("samples-*.png"))[-1:]
     name = shlex.quote(str(run.directory))
     display.results(

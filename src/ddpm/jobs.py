@@ -1,0 +1,139 @@
+"""A job: one command and its composed config, alone or in a sweep."""
+
+import copy
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import filter_overrides
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm.errors import UserError
+from ddpm.runs.identity import task_overrides
+from ddpm.runs.status import INTERRUPTED
+from ddpm.tasks import display
+
+# What to type for a value that has no default.
+EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart"}
+
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def run_job(command: str | None, config: DictConfig) -> Any:
+    """Run the command on its composed config.
+
+    A single run ends here on a user's mistake. A job of a sweep shows its error at once, and gives Hydra a
+    `UserError` without the traceback, which would keep the model alive.
+    """
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        if command is None:
+            raise UserError("a command comes first, as in `ddpm train`.")
+        check_values(command, config)
+        if sweeping and needs_processes(config):
+            return run_in_process_of_its_own(command)
+        task = importlib.import_module(f"ddpm.tasks.{command}")
+        if config.get("dry_run"):
+            return display.outlooks([(job_name(task_overrides()), task.outlook(config))])
+        return task.run(config)
+    except Exception as error:
+        expected = isinstance(error, UserError) and not debugging()
+        if not expected and not sweeping:
+            raise
+        message = str(error) if expected else traceback.format_exc().rstrip()
+    if not sweeping:
+        sys.exit(f"ddpm {command}: {message}")
+    name = job_name(task_overrides())
+    print(f"ddpm {command} {name}: {message}", file=sys.stderr, flush=True)
+    raise UserError(f"{name} failed")
+
+
+def check_values(command: str, config: DictConfig) -> None:
+    """Raise a UserError that names what is left to the user (`???`), or refers to what is not there."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error)) from error
+    if missing:
+        example = " ".join(f"{key}={EXAMPLE_VALUES.get(key, '…')}" for key in missing)
+        raise UserError(f"{', '.join(missing)} must be given, for example\n  ddpm {command} {example}")
+
+
+def job_name(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:
+    """A job in words: what was asked of it, under the keys that its sweep varies or, without any, altogether."""
+    asked = filter_overrides(overrides)
+    return " ".join(o for o in asked if not swept or o.split("=")[0].lstrip("+") in swept) or "(no overrides)"
+
+
+@contextmanager
+def as_current_job(config: DictConfig) -> Iterator[DictConfig]:
+    """Within the block HydraConfig is that of a composed job; gives the job's config without Hydra's part."""
+    hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    task_config = copy.deepcopy(config)
+    with read_write(task_config), open_dict(task_config):
+        del task_config["hydra"]
+    hydra.set_config(config)
+    try:
+        yield task_config
+    finally:
+        hydra.cfg = before
+
+
+def needs_processes(config: DictConfig) -> bool:
+    """Whether a job takes several processes that it must start itself."""
+    trainer = config.get("trainer") or {}
+    alone = trainer.get("devices", 1) in (1, "1") and trainer.get("num_nodes", 1) == 1
+    return not alone and "SLURM_PROCID" not in os.environ  # Slurm has started all of them
+
+
+def run_in_process_of_its_own(command: str) -> None:
+    """Run the current job of a sweep as a single run.
+
+    Lightning starts a job's further processes with the command line of this one, which for a sweep would be the
+    whole sweep again; and when one of them fails, it ends this one.
+
+    Raises:
+        UserError: the job failed.
+        SystemExit: it was interrupted.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "ddpm", *single_job(command)], start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    handlers = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if code == INTERRUPTED:
+        sys.exit(code)
+    if code != 0:
+        raise UserError(f"the job's own process ended with {code}, see above.")
+
+
+def single_job(command: str) -> list[str]:
+    """The command line of the current job of a sweep, by itself."""
+    hydra = HydraConfig.get()
+    folders = {source.provider: source.path for source in hydra.runtime.config_sources if source.schema == "file"}
+    places = ["--config-path", folders["main"]]
+    if "command-line" in folders:
+        places += ["--config-dir", folders["command-line"]]
+    of_hydra = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]
+    return ["--config-name", command, *places, *task_overrides(), *of_hydra, "hydra.mode=RUN"]
+
+
+def debugging() -> bool:
+    return os.environ.get("DDPM_DEBUG", "0") not in ("", "0")

@@ -1,0 +1,46 @@
+"""What would become of a job, told before it is started."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from ddpm.runs.run import Run
+
+
+class Outlook(NamedTuple):
+    """What a job would do."""
+
+    directory: Path
+    """of its results"""
+    what: str
+    """in words"""
+    is_done: bool = False
+    """nothing is left to do"""
+
+
+def outlook_of_run(directory: Path, max_steps: int, restart: bool = False) -> Outlook:
+    """What training in `directory` up to `max_steps` optimizer steps would do. Touches nothing there."""
+    if is_locked(directory):
+        return Outlook(directory, "refused: another process trains there")
+    run = Run.read(directory)
+    if restart and directory.exists():
+        return Outlook(directory, "move the run there aside, and begin again")
+    step = run.status.step
+    if not run.list_checkpoints():
+        return Outlook(directory, "begin again (it failed before)" if run.status.state == "failed" else "begin")
+    if run.status.state == "finished" and step >= max_steps:
+        return Outlook(directory, f"nothing: it is finished, {step} steps", is_done=True)
+    return Outlook(directory, f"go on from its last checkpoint ({run.status.state} at step {step})")
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process trains in the directory."""
+    lock = directory / ".lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True

@@ -1,0 +1,97 @@
+"""A sweep: many jobs of one command, checked before the first one starts, compared after the last one.
+
+Imports no torch; the commands that are checked do.
+"""
+
+import importlib
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+from rich.progress import track
+
+from ddpm.errors import UserError
+from ddpm.jobs import as_current_job, check_values, job_name
+from ddpm.runs import SWEPT_KEYS, Outlook
+from ddpm.tasks import display
+
+
+def run_sweep(
+    config: DictConfig,
+    swept: Sequence[str],
+    batches: Sequence[Sequence[Sequence[str]]],
+    loader: ConfigLoader,
+    launcher: Launcher,
+) -> list[JobReturn]:
+    """Check all jobs, launch those that have something to do, and show how all came out.
+
+    Args:
+        config: the sweep's own, with Hydra's part.
+        swept: the keys with several values.
+        batches: the overrides of each job, in groups that are launched together.
+
+    Raises:
+        UserError: a job cannot be, and nothing was started; or some failed, after all had their turn.
+    """
+    task = importlib.import_module(f"ddpm.tasks.{config.hydra.job.config_name}")
+    jobs = list(chain.from_iterable(batches))
+    outlooks = check_jobs(config, jobs, swept, loader, task)
+    if config.get("dry_run"):
+        display.outlooks(zip((job_name(job, swept) for job in jobs), outlooks, strict=True))
+        return []
+
+    returns: list[JobReturn] = []
+    failed: list[str] = []
+    remaining = iter(outlooks)
+    for batch in batches:
+        todo = [list(job) for job, outlook in zip(batch, remaining, strict=False) if not outlook.is_done]
+        told = [[*job, f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"] for job in todo]
+        results = launcher.launch(told, initial_job_idx=len(returns)) if told else []
+        failed += [
+            job_name(job, swept) for job, r in zip(todo, results, strict=True) if r.status != JobStatus.COMPLETED
+        ]
+        returns += results
+
+    if hasattr(task, "after_sweep"):
+        task.after_sweep(config, [outlook.directory for outlook in outlooks])
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+    return returns
+
+
+def check_jobs(
+    config: DictConfig, jobs: Sequence[Sequence[str]], swept: Sequence[str], loader: ConfigLoader, task: ModuleType
+) -> list[Outlook]:
+    """What would become of each job.
+
+    Raises:
+        UserError: names every job whose config does not compose or cannot be built, and jobs that are the same run.
+    """
+    outlooks: list[Outlook] = []
+    problems: list[str] = []
+    same: dict[Path, list[str]] = defaultdict(list)
+    for job in track(jobs, "checking the jobs", console=display.console, transient=True, disable=len(jobs) < 2):
+        try:
+            job_config = loader.load_sweep_config(config, list(job))
+            with as_current_job(job_config) as task_config:
+                check_values(config.hydra.job.config_name, task_config)
+                outlooks.append(task.outlook(task_config))
+        except (UserError, HydraException) as error:
+            problems.append(f"  {job_name(job, swept)}: {error}")
+        else:
+            same[outlooks[-1].directory].append(job_name(job, swept))
+    problems += [
+        f"  {' and '.join(names)} are the same run, {directory}: what they differ in does not make another"
+        for directory, names in same.items()
+        if len(names) > 1
+    ]
+    if problems:
+        raise UserError("\n".join(["nothing was started, since not every job can be:", *problems]))
+    return outlooks
