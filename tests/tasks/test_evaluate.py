@@ -1,118 +1,191 @@
+"""The likelihood part of `ddpm evaluate` as a user runs it, on the tiny model: 30 timesteps, trained for two steps."""
+
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from ddpm.diffusion import GaussianDiffusion, schedules
+from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
 from ddpm.module import DDPM
-from ddpm.tasks.evaluate import Curve, Estimate, bound, stratified_timesteps, summarise, up_to
+from ddpm.tasks.from_checkpoint import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
+from ddpm.tasks.likelihood import spread, up_to
 
-NUM_STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randint(256, (300, 1, 6, 6), generator=torch.Generator().manual_seed(0)).byte()
+FEW = ["trainer=cpu", "num_images=30", "num_samples=0", "evaluate.train_images=20", "evaluate.empirical_images=10"]
+TERMS = ("prior", "kl", "reconstruction", "total")
 
 
-def rough_denoise(x_t, t):
-    return 0.7 * x_t + t.view(-1, 1, 1, 1) / NUM_STEPS
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A run of the test's own, as evaluating writes into it."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run" / "tiny"))
 
 
-@pytest.fixture(scope="module")
-def diffusion():
-    return GaussianDiffusion(schedules.linear(NUM_STEPS))
+def results(tmp_path):
+    (directory,) = (tmp_path / "outputs" / "evaluate" / "tiny").iterdir()
+    return directory, json.loads((directory / "metrics.json").read_text())
 
 
-def test_timesteps_cover_the_chain_evenly():
-    t = stratified_timesteps(num_images=1000, per_image=5, num_steps=101, seed=3)
-    assert t.shape == (1000, 5)
-    assert torch.equal((t - 1) // 20, torch.arange(5).expand(1000, 5))  # one in each fifth
-    counts = torch.bincount(t.flatten(), minlength=101)
-    assert counts[0] == 0
-    assert len(counts) == 101
-    assert (counts[1:] - 50).abs().max() <= 3  # independent draws would stray by about 20
-    assert not torch.equal(t, stratified_timesteps(1000, 5, 101, seed=4))
-    assert torch.equal(t[:10], stratified_timesteps(10, 5, 101, seed=3))
+def test_the_command(ddpm_cli, run, tmp_path):
+    answer = ddpm_cli("evaluate", f"ckpt={run}", *FEW, "timesteps_per_image=4", "seed=1")
+    assert answer.returncode == 0, answer.stderr
+    for words in ("Variational bound", "small", "large", "optimal", "empirical_train", "gap", "is kept in"):
+        assert words in answer.stdout
+    directory, metrics = results(tmp_path)
 
+    groups = ["bpd", *(f"bpd/{which}" for which in ("small", "large", "optimal", "train", "gap"))]
+    for group in [*groups, "bpd/empirical_train", "bpd/empirical_test"]:
+        parts = [metrics[f"{group}/{name}"] for name in ("prior", "kl", "reconstruction")]
+        assert metrics[f"{group}/total"] == pytest.approx(sum(parts), rel=1e-5), group
+        assert metrics[f"{group}/total_se"] > 0, group
+    for term in TERMS:
+        assert metrics[f"bpd/{term}"] == metrics[f"bpd/small/{term}"]
+        assert metrics[f"bpd/gap/{term}"] == pytest.approx(metrics[f"bpd/{term}"] - metrics[f"bpd/train/{term}"])
+    assert metrics["bpd/optimal/kl"] < min(metrics["bpd/small/kl"], metrics["bpd/large/kl"])
+    assert metrics["bpd/empirical_train/kl"] < 0.1 * metrics["bpd/train/kl"]
+    assert metrics["bpd/empirical_train/kl"] < metrics["bpd/empirical_test/kl"]
 
-@pytest.mark.parametrize("num_steps", [2, 37, 1000])
-def test_as_many_timesteps_as_steps_are_all_of_them(num_steps):
-    t = stratified_timesteps(50, num_steps - 1, num_steps, seed=0)
-    assert torch.equal(t, torch.arange(1, num_steps).expand(50, -1))
-
-
-def measure(diffusion, images, per_image, seed):
-    t = stratified_timesteps(len(images), per_image, NUM_STEPS, seed)
-    terms = bound(rough_denoise, diffusion, images, t, seed)
-    return summarise(terms, t, Curve.of(t, terms.kl, NUM_STEPS))
-
-
-def test_few_timesteps_give_the_bound_of_all(images, diffusion):
-    exact = measure(diffusion, images, NUM_STEPS - 1, seed=0)
-    rough = measure(diffusion, images, 4, seed=1)
-    for name in ("kl", "reconstruction", "total"):
-        assert abs(exact[name].mean - rough[name].mean) < 4 * (exact[name].se + rough[name].se), name
-    assert rough["total"].se < 0.02 * rough["total"].mean
-    assert rough["prior"] == exact["prior"]
-
-
-def test_the_standard_error_is_the_spread_over_seeds(diffusion, images):
-    totals = [measure(diffusion, images, 4, seed)["total"] for seed in range(20)]
-    spread = torch.tensor([total.mean for total in totals]).std().item()
-    claimed = sum(total.se for total in totals) / 20
-    assert 0.5 < claimed / spread < 2
-
-
-def test_the_batch_size_makes_no_difference(tiny_run):
-    model = DDPM.load_from_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
-    images = torch.randint(256, (10, 1, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
-    t = stratified_timesteps(10, 2, model.diffusion.num_steps, seed=0)
-    seen = []
-    one = bound(model.ema, model.diffusion, images, t, seed=0, batch_size=10)
-    other = bound(model.ema, model.diffusion, images, t, seed=0, batch_size=3, on_images=seen.append)
-    assert seen == [3, 3, 3, 1]
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    another = bound(model.ema, model.diffusion, images, t, seed=1)
-    assert not torch.allclose(one.reconstruction, another.reconstruction, rtol=1e-3)
-
-
-def test_standard_error_is_that_of_a_mean():
-    assert Estimate.of(torch.tensor([1.0, 2.0, 3.0, 4.0])) == pytest.approx((2.5, (5 / 3) ** 0.5 / 2))
-
-
-def test_the_curve_sums_to_the_bound(tmp_path):
-    kl = torch.rand(20, 299, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    curve = Curve.of(stratified_timesteps(20, 299, 300, seed=0), kl, num_steps=300)
-    curve.write(tmp_path / "kl.csv")
-    with (tmp_path / "kl.csv").open(newline="") as file:
+    facts = {
+        "data": "MNISTMini",
+        "images": 30,
+        "train_images": 20,
+        "empirical_train_images": 10,
+        "empirical_test_images": 10,
+        "timesteps_per_image": 4,
+        "exact": False,
+        "num_steps": 30,
+        "clip_x0": True,
+        "variance": "small",
+        "x0_mse_draws": 20,
+        "weights": "EMA",
+        "step": 2,
+        "seed": 1,
+        "checkpoint": str(run / "checkpoints" / "last.ckpt"),
+    }
+    assert metrics.items() >= facts.items()
+    assert json.loads((directory / "provenance.json").read_text())["checkpoint"] == facts["checkpoint"]
+    with (directory / "kl.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 100
-    first, last = [int(row["t_from"]) for row in rows], [int(row["t_to"]) for row in rows]
-    assert first == [1, *(t + 1 for t in last[:-1])]
-    assert last[-1] == 299
-    assert sum(int(row["n"]) for row in rows) == 20 * 299
-    total = sum(float(row["kl_bits_per_dim"]) * (b - a + 1) for row, a, b in zip(rows, first, last, strict=True))
-    assert total == pytest.approx(kl.sum(dim=1).mean().item())
+    asked = {"test": 30, "train": 20, "gap": 20, "empirical_train": 10, "empirical_test": 10}
+    assert {row["curve"] for row in rows} == asked.keys()
+    for name, images in asked.items():
+        assert sum(int(row["n"]) for row in rows if row["curve"] == name) == 4 * images
+    with Image.open(directory / "kl.png") as picture:
+        assert picture.convert("L").getextrema() == (0, 255)
+
+    stored = json.loads((run / "checkpoints" / "last.x0_mse.json").read_text())
+    assert len(stored["x0_mse"]) == len(stored["se"]) == 30
+    assert min(stored["n"]) >= 20
+    assert all(0 < se < mse for se, mse in zip(stored["se"], stored["x0_mse"], strict=True))
+    assert stored.items() >= {"clip_x0": True, "images": 1000, "draws": 20, "seed": 1, "data": "MNISTMini"}.items()
 
 
-def test_the_curves_error_is_that_between_images():
-    offset = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kl = offset + torch.linspace(5, 0, 299, dtype=torch.float64)
-    curve = Curve.of(stratified_timesteps(50, 299, 300, seed=0), kl, num_steps=300)
-    torch.testing.assert_close(curve.se, (offset.std() / 50**0.5).expand(100))
+def test_exactly_and_by_itself(ddpm_cli, run, tmp_path):
+    alone = ["num_samples=0", "evaluate.train_images=0", "evaluate.empirical_images=0"]
+    answer = ddpm_cli("evaluate", f"ckpt={run}", "trainer=cpu", "num_images=10", "evaluate.exact=true", *alone)
+    assert answer.returncode == 0, answer.stderr
+    assert "gap" not in answer.stdout
+    directory, metrics = results(tmp_path)
+    assert metrics.items() >= {"timesteps_per_image": 29, "exact": True, "images": 10}.items()
+    assert not any(key.startswith(("bpd/train", "bpd/gap", "bpd/empirical")) for key in metrics)
+    with (directory / "kl.csv").open(newline="") as file:
+        assert [(row["t_from"], row["n"]) for row in csv.DictReader(file)][:1] == [("1", "20")]
 
 
-def test_few_divergences_are_few_bins():
-    t = stratified_timesteps(6, 10, 1000, seed=0)
-    curve = Curve.of(t, (t < 334).double(), 1000)
-    assert curve.edges.tolist() == [1, 334, 667, 1000]
-    assert (curve.mean.tolist(), curve.n.sum()) == ([1, 0, 0], 60)
-    assert torch.equal(curve.at(torch.tensor([[1, 333, 334]])), torch.tensor([[1, 1, 0]]).double())
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["evaluate.exact=true", "timesteps_per_image=4"], "leave one out"),
+        pytest.param(["timesteps_per_image=null"], "evaluate.exact=true takes every step", marks=pytest.mark.slow),
+        pytest.param(["timesteps_per_image=30"], "timesteps_per_image=30: there are 1 to 29", marks=pytest.mark.slow),
+        pytest.param(["variance=medium"], "none of small, large, optimal", marks=pytest.mark.slow),
+        pytest.param(["evaluate.train_images=-1"], "evaluate.train_images=-1", marks=pytest.mark.slow),
+        pytest.param(["evaluate.x0_mse_draws=3"], "at least 4", marks=pytest.mark.slow),
+    ],
+)
+def test_mistakes(ddpm_cli, tiny_run, tmp_path, overrides, words):
+    answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", "trainer=cpu", *overrides)
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    assert words in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert not x0_mse_path(tiny_run / "checkpoints" / "last.ckpt").exists()
+
+
+def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_cli, run, tmp_path):
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    model = DDPM.load_from_checkpoint(checkpoint)
+    with pytest.raises(UserError, match=r"has not been measured.*\n?.*ddpm evaluate ckpt="):
+        set_variance(model, "optimal", checkpoint)
+
+    few = [*FEW[:3], "evaluate.train_images=0", "evaluate.empirical_images=0"]
+    first = ddpm_cli("evaluate", f"ckpt={run}", *few)
+    assert first.returncode == 0, first.stderr
+    written = x0_mse_path(checkpoint).read_bytes()
+    _, plain = results(tmp_path)
+    shutil.rmtree(tmp_path / "outputs")
+
+    second = ddpm_cli("evaluate", f"ckpt={run}", *few, "variance=optimal")
+    assert second.returncode == 0, second.stderr
+    assert "measured before" in second.stdout
+    assert x0_mse_path(checkpoint).read_bytes() == written
+    _, optimal = results(tmp_path)
+    assert optimal["variance"] == "optimal"
+    assert optimal["bpd/total"] == plain["bpd/optimal/total"]
+
+    small = model.diffusion
+    set_variance(model, "optimal", checkpoint)
+    x0_mse = torch.tensor(json.loads(written)["x0_mse"], dtype=torch.float64)
+    coefficient = small.coefficients.mean_x0
+    extra = model.diffusion.reverse_variance[1:] - small.reverse_variance[1:]
+    torch.testing.assert_close(extra, (coefficient**2 * x0_mse)[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("overrides", "words"), [([], "cannot be kept"), (["data=mnist_mini"], "is not kept")])
+def test_an_x0_error_that_cannot_be_kept_serves_this_once(ddpm_cli, run, tmp_path, overrides, words):
+    path = x0_mse_path(run / "checkpoints" / "last.ckpt")
+    path.mkdir()  # nothing can be written there, even by root
+    few = [*FEW[:3], "evaluate.train_images=0", "evaluate.empirical_images=0", "variance=optimal"]
+    answer = ddpm_cli("evaluate", f"ckpt={run}", *few, *overrides)
+    assert answer.returncode == 0, answer.stderr
+    assert words in answer.stdout
+    assert list(path.iterdir()) == []
+    _, metrics = results(tmp_path)
+    assert metrics["bpd/total"] == metrics["bpd/optimal/total"]
+
+
+def test_the_x0_error_of_another_checkpoint_is_not_used(tiny_run, tmp_path):
+    checkpoint = tmp_path / "last.ckpt"
+    shutil.copy(tiny_run / "checkpoints" / "last.ckpt", checkpoint)
+    diffusion = DDPM.load_from_checkpoint(checkpoint).diffusion
+    stored = x0_mse_key(checkpoint, diffusion) | {"x0_mse": [0.5] * 30}
+    path = x0_mse_path(checkpoint)
+    path.write_text(json.dumps(stored))
+    assert stored_x0_mse(checkpoint, diffusion).tolist() == [0.5] * 30
+    for other in ({"clip_x0": False}, {"checkpoint_sha256": "0" * 64}):
+        path.write_text(json.dumps(stored | other))
+        with pytest.raises(UserError, match=r"is of another checkpoint.*ddpm evaluate ckpt="):
+            stored_x0_mse(checkpoint, diffusion)
+    path.write_text(json.dumps(stored)[:-5])
+    with pytest.raises(UserError, match=r"is damaged.*ddpm evaluate ckpt="):
+        stored_x0_mse(checkpoint, diffusion)
+
+
+def test_other_variances_need_no_measurement(tiny_run):
+    checkpoint = tiny_run / "checkpoints" / "last.ckpt"
+    model = DDPM.load_from_checkpoint(checkpoint)
+    before = model.diffusion
+    set_variance(model, None, checkpoint)
+    assert model.diffusion is before
+    set_variance(model, "large", checkpoint)
+    assert isinstance(model.diffusion, GaussianDiffusion)
+    assert torch.equal(model.diffusion.reverse_variance, before.betas)
+    assert (model.diffusion.prediction, model.diffusion.clip_x0) == (before.prediction, before.clip_x0)
 
 
 def test_numbers_that_there_are_not():
@@ -122,30 +195,7 @@ def test_numbers_that_there_are_not():
             up_to("num_images", value, 5)
 
 
-def test_the_command(ddpm_cli, tiny_run, tmp_path):
-    answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", "num_images=30", "timesteps_per_image=4", "trainer=cpu", "seed=1")
-    assert answer.returncode == 0, answer.stderr
-    assert "Variational bound" in answer.stdout
-    (directory,) = (tmp_path / "outputs" / "evaluate" / "tiny").iterdir()
-    metrics = json.loads((directory / "metrics.json").read_text())
-    parts = [metrics[f"bpd/{name}"] for name in ("prior", "kl", "reconstruction")]
-    assert metrics["bpd/total"] == pytest.approx(sum(parts))
-    assert metrics["bpd/total_se"] > 0
-    facts = {
-        "data": "MNISTMini",
-        "images": 30,
-        "timesteps_per_image": 4,
-        "num_steps": 30,
-        "clip_x0": True,
-        "variance": "small",
-        "weights": "EMA",
-        "step": 2,
-        "seed": 1,
-        "checkpoint": str(tiny_run / "checkpoints" / "last.ckpt"),
-    }
-    assert metrics.items() >= facts.items()
-    assert json.loads((directory / "provenance.json").read_text())["checkpoint"] == facts["checkpoint"]
-    with (directory / "kl.csv").open(newline="") as file:
-        assert sum(int(row["n"]) for row in csv.DictReader(file)) == 30 * 4
-    with Image.open(directory / "kl.png") as picture:
-        assert picture.convert("L").getextrema() == (0, 255)
+def test_images_are_taken_from_all_over_the_set():
+    images = torch.arange(101)
+    assert spread(images, 5).tolist() == [0, 25, 50, 75, 100]
+    assert torch.equal(spread(images, 200), images)

@@ -1,5 +1,6 @@
 """What commands print: their numbers, where the results are, and what to run next."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from rich.table import Table
 from ddpm.runs import Outlook
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def quieten_lightning() -> None:
+    """Leave out its tips, device lists and greetings of ranks: the commands say what they use themselves."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:

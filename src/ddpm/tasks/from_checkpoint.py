@@ -1,7 +1,6 @@
 """What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
 
 import hashlib
-import logging
 import shlex
 import warnings
 from pathlib import Path
@@ -23,6 +22,7 @@ from ddpm.errors import UserError
 from ddpm.module import DDPM
 from ddpm.runs import Outlook, check_targets, find_checkpoint, run_name, task_overrides, trusted_targets
 from ddpm.runs.files import read_json
+from ddpm.tasks import display
 
 
 class Loaded(NamedTuple):
@@ -63,7 +63,7 @@ def outlook(cfg: DictConfig, what: str) -> Outlook:
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Device and precision for work that is not training."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # the command says what it uses itself
+    display.quieten_lightning()
     try:
         precision = resolve_precision(trainer.precision, trainer.accelerator)
         return L.Fabric(

@@ -1,6 +1,5 @@
 """`ddpm train`: train a model, or go on with a run that was stopped."""
 
-import logging
 import os
 import shlex
 import warnings
@@ -169,8 +168,7 @@ def build_trainer(
     cfg: DictConfig, callbacks: list[L.Callback], data: ImageData, run: Run | None, resumed_step: int
 ) -> L.Trainer:
     """The Trainer; `run` is None in the processes that do not write, all but the first."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # without tips, device lists and greetings of ranks
+    display.quieten_lightning()
     ours: list[L.Callback] = [] if run is None else [RunStatus(run, data.num_batches)]
     logger = False
     if cfg.logger:

@@ -1,0 +1,91 @@
+"""The pinned network behind every measure of sample quality: digits to features and class probabilities.
+
+Features of ImageNet's Inception mean little on digits. This network is small, was trained on MNIST by
+`scripts/train_digit_classifier.py`, and its weights are part of the package, so that numbers stay comparable.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ddpm.data import to_model_range
+
+WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
+
+VERSION = 1
+"""of what `activations` computes from the same weights: a higher one makes cached results anew"""
+
+IMAGE_SHAPE = (1, 28, 28)
+NUM_FEATURES = 64
+NUM_CLASSES = 10
+
+
+class Activations(NamedTuple):
+    features: Tensor
+    """of the last hidden layer, [N, 64]"""
+    logits: Tensor
+    """[N, 10]"""
+
+
+class DigitClassifier(nn.Module):
+    """Convolutions with batch norm for grey digits, float32 [B, 1, 28, 28] in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            *_convolution(1, 32),
+            *_convolution(32, 32),
+            nn.MaxPool2d(2),
+            *_convolution(32, 64),
+            *_convolution(64, 64),
+            nn.MaxPool2d(2),
+            *_convolution(64, 64),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * 3 * 3, NUM_FEATURES, bias=False),
+            nn.BatchNorm1d(NUM_FEATURES),
+            nn.ReLU(),
+        )
+        self.classes = nn.Linear(NUM_FEATURES, NUM_CLASSES)
+
+    @classmethod
+    def pinned(cls, weights: Path = WEIGHTS) -> Self:
+        """The trained network, frozen.
+
+        Raises:
+            ValueError: the weights are not those of the card beside them.
+        """
+        data = weights.read_bytes()
+        if hashlib.sha256(data).hexdigest() != read_card(weights)["sha256"]:
+            raise ValueError(
+                f"{weights} is not the file that {weights.stem}.json describes (its SHA-256 differs): "
+                "install ddpm again, or remake both with scripts/train_digit_classifier.py."
+            )
+        network = cls()
+        network.load_state_dict(safetensors.torch.load(data))
+        return network.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Activations:
+        features = self.hidden(images)
+        return Activations(features, self.classes(features))
+
+
+def read_card(weights: Path = WEIGHTS) -> dict[str, Any]:
+    """What the card beside the weights says: recipe, test accuracy, SHA-256, versions."""
+    return json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@torch.no_grad()
+def activations(network: DigitClassifier, images: Tensor, batch_size: int = 100) -> Activations:
+    """Features and logits, float32, of uint8 images [N, 1, 28, 28]; larger batches are slower on a CPU."""
+    parts = [network(to_model_range(batch)) for batch in images.split(batch_size)]
+    return Activations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()

@@ -1,0 +1,45 @@
+"""The kernel distance, KID (Bińkowski et al. 2018): unbiased, so zero in the mean for equal distributions."""
+
+import torch
+from torch import Tensor
+from torchmetrics.image.kid import poly_kernel
+
+from ddpm.metrics.estimates import Estimate
+
+GROUPS = 20
+
+
+def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:
+    """The squared maximum mean discrepancy between features [N, D] and a reference [M, D] under KID's kernel
+    (xᵀy/D + 1)³, in float64.
+
+    The unbiased estimate from all pairs (Gretton et al. 2012, eq. 3). torchmetrics takes the mean over random
+    subsets instead, drawn from the global generator: several times as noisy here, and without an error. Ours is
+    that of drawing both sets anew, by a jackknife over 20 groups of each; too large by up to 1.7 where the
+    distributions are equal. The order within a set must mean nothing.
+    """
+    x, y = (points.double().tensor_split(GROUPS) for points in (features, reference))
+    xx, xy, yy = _sums(x, x), _sums(x, y), _sums(y, y)
+    nx, ny = (torch.tensor([len(part) for part in parts]).double() for parts in (x, y))
+
+    def estimate(of_x: Tensor, of_y: Tensor) -> Tensor:
+        """From the groups with weight 1."""
+        n, m = of_x @ nx, of_y @ ny
+        return of_x @ xx @ of_x / (n * (n - 1)) + of_y @ yy @ of_y / (m * (m - 1)) - 2 * (of_x @ xy @ of_y) / (n * m)
+
+    every = torch.ones(GROUPS).double()
+    without = every - torch.eye(GROUPS).double()
+    drawn_anew = [
+        torch.stack([estimate(of_x, every) for of_x in without]),
+        torch.stack([estimate(every, of_y) for of_y in without]),
+    ]
+    variance = sum((GROUPS - 1) * left_out.var(correction=0).item() for left_out in drawn_anew)
+    return Estimate(estimate(every, every).item(), variance**0.5)
+
+
+def _sums(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Tensor:
+    """The kernel summed over the pairs of a group of x and a group of y, [GROUPS, GROUPS]; no point with itself."""
+    sums = torch.stack([torch.stack([poly_kernel(a, b).sum() for b in y]) for a in x])
+    if x is y:
+        sums -= torch.stack([poly_kernel(a, a).diag().sum() for a in x]).diag()
+    return sums

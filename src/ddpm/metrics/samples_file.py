@@ -1,0 +1,107 @@
+"""Anybody's digits, from the files that people keep them in."""
+
+import zlib
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ddpm.data.idx import read_idx
+from ddpm.metrics.digit_classifier import IMAGE_SHAPE
+
+ARRAY_NAMES = ("images", "arr_0")
+ROUNDING = 1e-3  # floats may lie outside their range by this much
+
+
+def read_samples(path: Path) -> Tensor:
+    """Grey digits, white on black, as uint8 [N, 1, 28, 28].
+
+    - a folder: every *.png in it and in the folders below, in the order of their paths
+    - *.npy: one array; *.npz: its only array, or the one called "images" or "arr_0"
+    - an IDX file, gzipped if it ends in .gz
+
+    Arrays are [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]; integers in 0 … 255, floats in [0, 1] or in [-1, 1].
+
+    Raises:
+        ValueError: there is nothing at `path`, or something else.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file or folder {path}.")
+    if path.suffix in (".npy", ".npz"):
+        return to_digits(_read_numpy(path), str(path))
+    if path.suffix == ".png":
+        raise ValueError(f"{path} is one image: name the folder of images.")
+    return to_digits(read_idx(path).numpy(), str(path))
+
+
+def to_digits(array: np.ndarray, name: str) -> Tensor:
+    """An array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. `name` is for the messages."""
+    height, width = IMAGE_SHAPE[1:]
+    shapes = ((1, height, width), (height, width), (height, width, 1))
+    if array.shape[1:] not in shapes or len(array) == 0:
+        raise ValueError(
+            f"{name} has the shape {list(array.shape)}: expected [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]."
+        )
+    return torch.from_numpy(_to_bytes(array, name).reshape(-1, 1, height, width))
+
+
+def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
+    low, high = array.min(), array.max()
+    if np.issubdtype(array.dtype, np.integer):
+        if low < 0 or high > 255:
+            raise ValueError(f"{name} has integers from {low} to {high}: expected 0 to 255.")
+        if high <= 1:
+            raise ValueError(f"{name} has the integers 0 and 1 alone: multiply by 255 if 1 is white.")
+        return array.astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} has elements of {array.dtype}: expected integers or floats.")
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # written so that NaN is refused too
+        raise ValueError(
+            f"{name} has floats from {low:g} to {high:g}: expected [0, 1] or [-1, 1]; clamp them, or divide by 255."
+        )
+    black = 0 if low >= -ROUNDING else -1
+    if black == -1 and low > -0.5:  # the background of a digit would be near -1
+        raise ValueError(
+            f"{name} has floats from {low:g} to {high:g}, which is neither [0, 1] nor, with black at -1, [-1, 1]: "
+            "clamp them to [0, 1] or save uint8."
+        )
+    unit = (array.astype(np.float32) - black) / (1 - black)
+    return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
+
+
+def _read_folder(folder: Path) -> Tensor:
+    paths = sorted(folder.rglob("*.png"))
+    if not paths:
+        raise ValueError(f"there is no *.png in {folder}.")
+    return to_digits(np.stack([_read_png(path) for path in paths]), str(folder))
+
+
+def _read_png(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.size != IMAGE_SHAPE[:0:-1]:
+                raise ValueError(f"{path} is {image.width}×{image.height} pixels: expected 28×28.")
+            if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
+                raise ValueError(f"{path} is of the mode {image.mode}: expected 8 bits, grey or RGB.")
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is no PNG file, or is damaged.") from error
+
+
+def _read_numpy(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:  # np.load would leave its own open when the file is damaged
+            loaded = np.load(file, allow_pickle=False)
+            arrays = dict(loaded) if isinstance(loaded, NpzFile) else {ARRAY_NAMES[0]: loaded}
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no NumPy file of plain numbers, or is damaged.") from error
+    named = [arrays[name] for name in ARRAY_NAMES if name in arrays] or list(arrays.values())
+    if not named or (len(arrays) > 1 and not arrays.keys() & set(ARRAY_NAMES)):
+        raise ValueError(f"{path} holds the arrays {list(arrays)}: call that of the digits images.")
+    return named[0]

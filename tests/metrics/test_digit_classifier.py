@@ -1,0 +1,57 @@
+import shutil
+
+import pytest
+import torch
+
+from ddpm.data import MNIST, MNISTMini
+from ddpm.metrics.digit_classifier import (
+    NUM_FEATURES,
+    WEIGHTS,
+    DigitClassifier,
+    activations,
+    read_card,
+)
+
+
+def accuracy(split):
+    logits = activations(DigitClassifier.pinned(), split.images).logits
+    return (logits.argmax(dim=1) == split.labels).double().mean().item()
+
+
+def test_pinned_network_knows_the_embedded_digits():
+    data = MNISTMini()
+    data.setup()
+    assert accuracy(data.split("test")) >= 0.99
+
+
+def test_pinned_network_is_as_accurate_as_its_card_says(real_mnist):
+    data = MNIST(real_mnist)
+    data.setup()
+    measured = accuracy(data.split("test"))
+    assert measured >= 0.994
+    assert measured == pytest.approx(read_card()["test_accuracy"], abs=2e-4)  # a digit or two hang on rounding
+
+
+def test_weights_are_small():
+    assert WEIGHTS.stat().st_size <= 1_000_000
+
+
+def test_weights_of_another_checksum_are_refused(tmp_path):
+    weights = tmp_path / WEIGHTS.name
+    for path in (WEIGHTS, WEIGHTS.with_suffix(".json")):
+        shutil.copy(path, tmp_path)
+    DigitClassifier.pinned(weights)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        DigitClassifier.pinned(weights)
+
+
+def test_activations_do_not_depend_on_the_batch_size():
+    images = torch.randint(256, (13, 1, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
+    network = DigitClassifier.pinned()
+    whole, parts = activations(network, images), activations(network, images, batch_size=3)
+    assert whole.features.shape == (13, NUM_FEATURES)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
