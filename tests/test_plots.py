@@ -3,13 +3,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm import plots
+from ddpm import pictures, plots
 from ddpm.metrics.estimates import Curve
+from ddpm.pictures import save_animation
 
 
 def test_grid_puts_images_row_by_row():
     images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 1, 4, 4)
-    pixels = np.asarray(plots.image_grid(images, columns=3))
+    pixels = np.asarray(pictures.image_grid(images, columns=3))
     assert pixels.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert pixels[4::6, 4::6, 0].tolist() == [[0, 51, 102], [153, 204, 255]]
 
@@ -73,7 +74,7 @@ def test_errors_leave_out_what_is_not_known(tmp_path):
 def test_animation_plays_every_frame(tmp_path, channels):
     path = tmp_path / "a.gif"
     brightening = [torch.full((channels, 14, 14), level) for level in (-1.0, 0.0, 1.0)]
-    plots.save_animation(path, {"up": brightening, "down": brightening[::-1]}, ["one", "two", "three"])
+    save_animation(path, {"up": brightening, "down": brightening[::-1]}, ["one", "two", "three"])
     with Image.open(path) as animation:
         assert animation.n_frames == 3
         for i, level in enumerate((0, 128, 255)):

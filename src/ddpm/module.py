@@ -18,6 +18,7 @@ from ddpm.configs import build, conf_dir
 from ddpm.diffusion import Ancestral, GaussianDiffusion, Sampler, Simple, vlb_terms
 from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
+from ddpm.metrics.bound import GOLDEN_RATIO
 from ddpm.progress import batches_done
 from ddpm.runs.checkpoints import check_targets, load_checkpoint, trusted_targets
 from ddpm.seeding import ImageNoise, Stream, generator, seed_at
@@ -26,8 +27,6 @@ Loss = Callable[..., Tensor]
 """loss(diffusion, output, x0, x_t, t, noise) -> [B]; see `ddpm.diffusion.objective`"""
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
 """draw(batch_size, num_steps, generator) -> int64 [B] on the CPU"""
-
-GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 class DDPM(L.LightningModule):

@@ -14,7 +14,7 @@ from ddpm.data import MNISTMini, to_uint8
 from ddpm.diffusion import DDIM, Ancestral, DPMSolverPP, editing
 from ddpm.errors import UserError
 from ddpm.module import DDPM
-from ddpm.plots import image_table
+from ddpm.pictures import image_table
 from ddpm.seeding import ImageNoise, Stream
 from ddpm.tasks.edits import Chain, Inpaint, Interpolate, SDEdit
 from ddpm.tasks.from_checkpoint import Loaded

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from ddpm import plots
+from ddpm import pictures
 from ddpm.diffusion import Sampler
 from ddpm.module import DDPM
 from ddpm.seeding import ImageNoise, Stream
@@ -52,8 +52,8 @@ class SamplePictures(L.Callback):
             return
         with trainer.precision_plugin.forward_context():
             samples, trajectories = self.draw(pl_module)
-        self.show(trainer, "samples", plots.image_grid(samples))
-        self.show(trainer, "trajectories", plots.image_grid(trajectories, columns=self.num_moments))
+        self.show(trainer, "samples", pictures.image_grid(samples))
+        self.show(trainer, "trajectories", pictures.image_grid(trajectories, columns=self.num_moments))
 
     def draw(self, model: DDPM) -> tuple[Tensor, Tensor]:
         """Samples [N, C, H, W], and trajectories [2 · num_trajectories · num_moments, C, H, W] row by row."""

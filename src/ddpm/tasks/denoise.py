@@ -19,6 +19,7 @@ from ddpm.devices import device_name
 from ddpm.diffusion import Ancestral, GaussianDiffusion
 from ddpm.diffusion.process import Denoise, Noise
 from ddpm.errors import UserError
+from ddpm.pictures import save_animation
 from ddpm.runs import Outlook, identity_overrides, provenance, run_directory, task_overrides, write_json
 from ddpm.runs.files import make_folder
 from ddpm.seeding import ImageNoise, Stream
@@ -226,7 +227,7 @@ def draw(directory: Path, walks: dict[str, Walk], diffusion: GaussianDiffusion) 
         if name in walks
     }
     captions = [f"t = {t}" if t >= 0 else "the end" for t in frames]
-    plots.save_animation(directory / "denoise.gif", panels, captions)
+    save_animation(directory / "denoise.gif", panels, captions)
 
 
 def write_errors(path: Path, walks: dict[str, Walk]) -> None:

@@ -1,6 +1,8 @@
 """What commands print: their numbers, where the results are, and what to run next."""
 
 import logging
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +11,9 @@ from rich.table import Table
 
 from ddpm.runs import Outlook
 
-console = Console(highlight=False, soft_wrap=True)
+# A log has no width of its own; that of a terminal would break its tables.
+WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 
 
 def quieten_lightning() -> None:

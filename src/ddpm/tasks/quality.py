@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from ddpm import plots
+from ddpm import pictures, plots
 from ddpm.configs import build
 from ddpm.data import MNIST, ImageData, MNISTMini, to_model_range, to_uint8
 from ddpm.diffusion import Sampler
@@ -40,7 +40,7 @@ class SampleQuality(NamedTuple):
 
     def write(self, directory: Path) -> None:
         """Write samples.png, closest.png and classes.png."""
-        plots.image_grid(to_model_range(self.samples[:NUM_SHOWN])).save(directory / "samples.png")
+        pictures.image_grid(to_model_range(self.samples[:NUM_SHOWN])).save(directory / "samples.png")
         pairs = {
             space: (
                 to_model_range(self.samples[near.samples]),

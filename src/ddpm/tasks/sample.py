@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from ddpm import plots
+from ddpm import pictures
 from ddpm.configs import build
 from ddpm.data import to_model_range, to_uint8
 from ddpm.devices import device_name
@@ -86,7 +86,7 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> Made:
     evaluations = cfg.num_samples * steps
     with progress_bar(steps, evaluations) as advance, loaded.fabric.autocast():
         images = loaded.model.sample(cfg.num_samples, sampler, cfg.seed, cfg.batch_size, advance)
-    return Made(images, evaluations, plots.image_grid(images))
+    return Made(images, evaluations, pictures.image_grid(images))
 
 
 def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mode) -> Made:
@@ -109,7 +109,7 @@ def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mo
         edited = mode(chain, images, cfg.num_samples, cfg.seed)
 
     made = edited.made.flatten(0, 1).clamp(-1, 1)
-    picture = plots.image_table(edited.groups(), mode.captions(cfg.images))
+    picture = pictures.image_table(edited.groups(), mode.captions(cfg.images))
     return Made(made, evaluations, picture, images)
 
 
