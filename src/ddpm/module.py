@@ -1,7 +1,7 @@
 """The LightningModule: a network, the diffusion that it reverses, and how it is trained."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -298,7 +298,7 @@ class DDPM(L.LightningModule):
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         sampler = sampler or Ancestral()
         batches = torch.arange(num_samples).split(batch_size)
-        return torch.cat([self._sample_batch(indices.tolist(), sampler, seed, on_step) for indices in batches])
+        return torch.cat([self.sample_images(indices.tolist(), sampler, seed, on_step) for indices in batches])
 
     def check_sampler(self, sampler: Sampler) -> int:
         """The number of steps that `sampler` takes over this model's chain.
@@ -311,9 +311,10 @@ class DDPM(L.LightningModule):
         except ValueError as error:
             raise UserError(f"sampler: {error}") from error
 
-    def _sample_batch(
-        self, indices: list[int], sampler: Sampler, seed: int, on_step: Callable[[int], None] | None
+    def sample_images(
+        self, indices: Sequence[int], sampler: Sampler, seed: int, on_step: Callable[[int], None] | None = None
     ) -> Tensor:
+        """These of the images that `sample` makes with a seed, at once, [len(indices), C, H, W] in [-1, 1]."""
         noise = ImageNoise(Stream.SAMPLING, seed, indices=indices)
         x_t = noise(torch.empty(len(indices), *self.image_shape, device=self.device))
         for step in sampler.iterate(self.ema, self.diffusion, x_t, noise):

@@ -1,5 +1,6 @@
-"""What the devices can do."""
+"""What the devices can do, and work that is shared between them."""
 
 from ddpm.devices.precision import device_name, resolve_precision
+from ddpm.devices.processes import map_over_processes
 
-__all__ = ["device_name", "resolve_precision"]
+__all__ = ["device_name", "map_over_processes", "resolve_precision"]

@@ -1,13 +1,14 @@
 """The variational bound of many images, each at a few timesteps or at all; and the network's x_0 error."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm.data import to_model_range
+from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, VLBTerms
 from ddpm.diffusion.likelihood import vlb_terms_under
 from ddpm.diffusion.process import Denoise
@@ -70,18 +71,22 @@ def measure_bounds(
     """The bound of uint8 images [N, C, H, W] under each of `diffusions`, which differ in their variance alone.
 
     The network is asked K + 1 times for each image, with K = `per_image` timesteps t ≥ 1. Image i's timesteps and
-    noise are functions of (seed, i): the numbers do not depend on the batch size, to rounding.
+    noise are functions of (seed, i): the numbers do not depend on the batch size or, as the processes share the
+    batches, on their number, to rounding.
     """
     num_steps = next(iter(diffusions.values())).num_steps
     timesteps = stratified_timesteps(len(images), per_image, num_steps, seed)
-    batches: dict[str, list[list[Tensor]]] = {name: [] for name in diffusions}
-    for indices, x0, noise in _batches(images, seed, batch_size, device):
+
+    def terms_of(indices: Tensor) -> list[list[Tensor]]:
+        """For each of the diffusions, its terms."""
+        x0, noise = _images_and_noise(images, indices, seed, device)
         terms = vlb_terms_under(denoise, list(diffusions.values()), x0, timesteps[indices], noise)
-        for name, parts in zip(diffusions, terms, strict=True):
-            batches[name].append([part.double().cpu() for part in parts])
+        return [[part.double().cpu() for part in parts] for parts in terms]
+
+    batches = map_over_processes(terms_of, torch.arange(len(images)).split(batch_size))
     return {
         name: Bound(VLBTerms(*(torch.cat(parts) for parts in zip(*of_one, strict=True))), timesteps, num_steps)
-        for name, of_one in batches.items()
+        for name, of_one in zip(diffusions, zip(*batches, strict=True), strict=True)
     }
 
 
@@ -108,19 +113,24 @@ def measure_x0_mse(
 
     Of uint8 images [N, C, H, W] at `timesteps` [N, K], all of which occur.
     """
-    errors = torch.empty(timesteps.shape, dtype=torch.float64)
-    for indices, x0, noise in _batches(images, seed, batch_size, device):
-        for k, t in enumerate(timesteps[indices].to(device).unbind(dim=1)):
+
+    def errors_of(indices: Tensor) -> Tensor:
+        """[B, K]"""
+        x0, noise = _images_and_noise(images, indices, seed, device)
+        errors = []
+        for t in timesteps[indices].to(device).unbind(dim=1):
             x_t = diffusion.q_sample(x0, t, noise(x0))
             _, _, predicted = diffusion.p_mean_variance(denoise(x_t, t), x_t, t)
-            errors[indices, k] = (predicted - x0).square().mean(dim=(1, 2, 3)).double().cpu()
-    return Curve.of(timesteps, errors, torch.arange(diffusion.num_steps + 1))
+            errors.append((predicted - x0).square().mean(dim=(1, 2, 3)).double().cpu())
+        return torch.stack(errors, dim=1)
+
+    batches = map_over_processes(errors_of, torch.arange(len(images)).split(batch_size))
+    return Curve.of(timesteps, torch.cat(batches), torch.arange(diffusion.num_steps + 1))
 
 
-def _batches(
-    images: Tensor, seed: int, batch_size: int, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor, ImageNoise]]:
-    """(indices [B], x_0 [B, C, H, W] in [-1, 1], their noise)"""
-    for indices in torch.arange(len(images)).split(batch_size):
-        noise = ImageNoise(Stream.EVALUATION, seed, indices=indices.tolist())
-        yield indices, to_model_range(images[indices].to(device)), noise
+def _images_and_noise(
+    images: Tensor, indices: Tensor, seed: int, device: torch.device | str
+) -> tuple[Tensor, ImageNoise]:
+    """x_0 [B, C, H, W] in [-1, 1], and their noise, a function of (seed, index) of each."""
+    noise = ImageNoise(Stream.EVALUATION, seed, indices=indices.tolist())
+    return to_model_range(images[indices].to(device)), noise

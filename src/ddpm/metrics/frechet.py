@@ -25,7 +25,11 @@ def frechet_distance(features: Tensor, reference: Tensor) -> Estimate:
     which a bootstrap would add to. It is right where the distance is well above its floor, and up to 1.7 times too
     large at the floor, where the distance is quadratic in the error of the moments. The order must mean nothing.
     """
-    metric = FrechetInceptionDistance(feature=GivenFeatures(features.shape[1]), reset_real_features=False)
+    metric = FrechetInceptionDistance(
+        feature=GivenFeatures(features.shape[1]),
+        reset_real_features=False,
+        sync_on_compute=False,  # these are all the features, whatever other processes are there
+    )
     metric.update(reference.double(), real=True)
 
     def distance(part: Tensor) -> Tensor:

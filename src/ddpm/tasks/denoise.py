@@ -36,6 +36,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: no such checkpoint, data or image, or a schedule beside a checkpoint.
     """
+    if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
+        raise UserError("denoise walks one image on one device: leave trainer.devices and trainer.num_nodes out.")
     if cfg.ckpt is None:
         checkpoint, denoise = None, None
         fabric = from_checkpoint.build_fabric(cfg.trainer)

@@ -70,11 +70,14 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         from_checkpoint.set_variance(model, cfg.variance, checkpoint)
     drawn = None
     if cfg.num_samples and quality.knows(data):
-        drawn = quality.of_checkpoint(cfg, loaded, data)
+        drawn = quality.draw(cfg, loaded)
     elif cfg.num_samples:
         display.console.print("Sample quality is left out: its feature network knows MNIST's digits alone.")
     if bound is None and drawn is None:
         raise UserError("nothing is left to measure: num_images or num_samples must be above 0.")
+    if not fabric.is_global_zero:  # its share of the work is done
+        return
+    judged = None if drawn is None else quality.judge(cfg, drawn, data)
 
     facts = {
         "data": from_checkpoint.describe(data),
@@ -89,8 +92,8 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),
     }
     ckpt = shlex.quote(str(checkpoint))
-    write(directory, bound, drawn, facts, device_name(fabric.device))
-    show(directory, bound, drawn, facts, [f"ddpm denoise ckpt={ckpt}", f"ddpm sample ckpt={ckpt} variance=optimal"])
+    write(directory, bound, judged, facts, device_name(fabric.device))
+    show(directory, bound, judged, facts, [f"ddpm denoise ckpt={ckpt}", f"ddpm sample ckpt={ckpt} variance=optimal"])
 
 
 def measure_samples(cfg: DictConfig) -> None:
@@ -102,7 +105,7 @@ def measure_samples(cfg: DictConfig) -> None:
     if not quality.knows(data):
         raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")
     origin = {"samples": Path(cfg.samples), "num_samples": len(samples)}
-    judged = quality.judge(cfg, samples, data, origin)
+    judged = quality.judge(cfg, quality.Drawn(samples, origin), data)
     facts = {"data": from_checkpoint.describe(data)}
     directory = directory_of_samples(cfg)
     write(directory, None, judged, facts, device_name(torch.device("cpu")))
@@ -126,11 +129,11 @@ def directory_of_samples(cfg: DictConfig) -> Path:
 
 
 def write(
-    directory: Path, bound: Likelihood | None, drawn: SampleQuality | None, facts: Mapping[str, Any], device: str
+    directory: Path, bound: Likelihood | None, judged: SampleQuality | None, facts: Mapping[str, Any], device: str
 ) -> None:
     """Write metrics.json, provenance.json, the pictures, and the same for TensorBoard."""
     make_folder(directory)
-    parts = [part for part in (bound, drawn) if part is not None]
+    parts = [part for part in (bound, judged) if part is not None]
     metrics = {name: value for part in parts for name, value in part.metrics().items()}
     for old in directory.glob("events.out.tfevents.*"):  # of an earlier evaluation, which this one replaces
         old.unlink()
@@ -153,7 +156,7 @@ def write(
 def show(
     directory: Path,
     bound: Likelihood | None,
-    drawn: SampleQuality | None,
+    judged: SampleQuality | None,
     facts: Mapping[str, Any],
     next_commands: Sequence[str],
 ) -> None:
@@ -164,9 +167,9 @@ def show(
             display.console.print(table)
         known |= bound.facts()
         files.append("kl.png, kl.csv: the KL of the steps over the timesteps")
-    if drawn is not None:
-        display.console.print(drawn.table())
-        known |= drawn.facts()
+    if judged is not None:
+        display.console.print(judged.table())
+        known |= judged.facts()
         files += [
             "samples.png: the first of the samples",
             "closest.png: those nearest to a training image",

@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from ddpm.configs import build
 from ddpm.data import ImageData
-from ddpm.devices import resolve_precision
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.devices import map_over_processes, resolve_precision
+from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
 from ddpm.module import DDPM
@@ -48,8 +49,26 @@ def load(cfg: DictConfig) -> Loaded:
     """
     checkpoint = find_checkpoint(cfg.ckpt)
     fabric = build_fabric(cfg.trainer)
+    fabric.launch()
+    display.console.quiet = not fabric.is_global_zero
     model = DDPM.load_from_checkpoint(checkpoint, fabric.device, trusted_targets(config_folders()))
     return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
+
+
+def sample(
+    cfg: DictConfig, loaded: Loaded, sampler: Sampler, on_step: Callable[[int], None] = lambda images: None
+) -> Tensor:
+    """The `num_samples` images that the model makes, [N, C, H, W] in [-1, 1] on the CPU, in every process.
+
+    Args:
+        on_step: called with the number of images that went one step further in this process.
+    """
+
+    def images_of(indices: Tensor) -> Tensor:
+        return loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step).cpu()
+
+    with loaded.fabric.autocast():
+        return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))
 
 
 def outlook(cfg: DictConfig, what: str) -> Outlook:

@@ -134,7 +134,7 @@ def measure(cfg: DictConfig, loaded: Loaded, data: ImageData) -> Likelihood:
     train, test = (data.split(name).images for name in ("train", "test"))
     test = test[: up_to("num_images", cfg.num_images, len(test))]
 
-    with Evaluations() as progress:
+    with Evaluations(loaded.fabric.world_size) as progress:
 
         def bounds_of(
             name: str, denoise: Denoise, chains: dict[str, GaussianDiffusion], images: Tensor

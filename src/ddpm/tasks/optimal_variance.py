@@ -49,7 +49,7 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
     kept = f"is kept in {path}, for variance=optimal"
     if cfg.data is not None:
         kept = "is not kept, because data= names other images than the model's own"
-    else:
+    elif loaded.fabric.is_global_zero:
         try:
             write_json(path, facts | {"x0_mse": curve.mean, "se": curve.se, "n": curve.n})
         except OSError as error:

@@ -9,9 +9,14 @@ from ddpm.tasks import display
 
 
 class Evaluations(Progress):
-    """A bar for each part of the work; an image at a timestep counts one."""
+    """A bar for each part of the work; an image at a timestep counts one.
 
-    def __init__(self) -> None:
+    Args:
+        processes: how many share the work, evenly: what this one does counts so many times.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         super().__init__(*columns, console=display.console)
 
@@ -21,7 +26,7 @@ class Evaluations(Progress):
 
         def counted(x_t: Tensor, t: Tensor) -> Tensor:
             output = denoise(x_t, t)
-            self.advance(task, len(x_t))
+            self.advance(task, len(x_t) * self.processes)
             return output
 
         return counted

@@ -14,7 +14,7 @@ from ddpm.data import MNIST, ImageData, MNISTMini, to_model_range, to_uint8
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.metrics.quality import CAPTIONS, Quality, sample_quality
-from ddpm.tasks import display
+from ddpm.tasks import display, from_checkpoint
 from ddpm.tasks.from_checkpoint import Loaded
 from ddpm.tasks.progress import Evaluations
 
@@ -75,19 +75,27 @@ def knows(data: ImageData) -> bool:
     return type(data) in (MNIST, MNISTMini)  # not Fashion-MNIST, which is a kind of MNIST here
 
 
-def of_checkpoint(cfg: DictConfig, loaded: Loaded, data: ImageData) -> SampleQuality:
-    """Draw `num_samples` images by `sampler`, and judge them.
+class Drawn(NamedTuple):
+    """Samples, and how they were made."""
+
+    samples: Tensor
+    """uint8 [N, 1, 28, 28]"""
+    origin: dict[str, Any]
+
+
+def draw(cfg: DictConfig, loaded: Loaded) -> Drawn:
+    """Draw `num_samples` images by `sampler`.
 
     Raises:
-        UserError: a sampler that the chain cannot take, or too few samples.
+        UserError: a sampler that the chain cannot take.
     """
     sampler: Sampler = build(cfg.sampler)
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
-    with Evaluations() as progress, loaded.fabric.autocast():
+    with Evaluations(loaded.fabric.world_size) as progress:
         task = progress.add_task(f"samples, {steps} steps", total=cfg.num_samples * steps)
-        images = loaded.model.sample(
-            cfg.num_samples, sampler, cfg.seed, cfg.batch_size, lambda done: progress.advance(task, done)
+        images = from_checkpoint.sample(
+            cfg, loaded, sampler, lambda done: progress.advance(task, done * loaded.fabric.world_size)
         )
     seconds = time.perf_counter() - started
     origin = {
@@ -97,11 +105,11 @@ def of_checkpoint(cfg: DictConfig, loaded: Loaded, data: ImageData) -> SampleQua
         "num_samples": cfg.num_samples,
         "seconds_per_1000_images": 1000 * seconds / cfg.num_samples,
     }
-    return judge(cfg, to_uint8(images).cpu(), data, origin)
+    return Drawn(to_uint8(images), origin)
 
 
-def judge(cfg: DictConfig, samples: Tensor, data: ImageData, origin: dict[str, Any]) -> SampleQuality:
-    """Judge uint8 samples [N, 1, 28, 28] by what `data` holds.
+def judge(cfg: DictConfig, drawn: Drawn, data: ImageData) -> SampleQuality:
+    """Judge samples by what `data` holds.
 
     Raises:
         UserError: samples of another kind, or too few.
@@ -111,8 +119,8 @@ def judge(cfg: DictConfig, samples: Tensor, data: ImageData, origin: dict[str, A
     with display.console.status("sample quality") as status:
         try:
             quality = sample_quality(
-                samples, train, test, cache, lambda stage: status.update(f"sample quality: {stage}")
+                drawn.samples, train, test, cache, lambda stage: status.update(f"sample quality: {stage}")
             )
         except ValueError as error:
             raise UserError(str(error)) from error
-    return SampleQuality(samples, train, quality, origin)
+    return SampleQuality(drawn.samples, train, quality, drawn.origin)

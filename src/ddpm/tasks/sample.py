@@ -53,10 +53,14 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"variance={cfg.variance} is of the ancestral chain alone: sampler=ancestral, or leave it out.")
     from_checkpoint.set_variance(model, cfg.variance, checkpoint)
     steps = model.check_sampler(sampler)
+    if mode is not None and fabric.world_size > 1:
+        raise UserError("a mode works on one device: leave trainer.devices out.")
 
     started = time.perf_counter()
     made = draw(cfg, loaded, sampler, steps) if mode is None else edit(cfg, loaded, sampler, steps, mode)
     seconds = time.perf_counter() - started
+    if not fabric.is_global_zero:
+        return
 
     make_folder(directory)
     arrays = {"images": made.images} | ({} if made.inputs is None else {"inputs": made.inputs})
@@ -83,9 +87,9 @@ def outlook(cfg: DictConfig) -> Outlook:
 
 def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> Made:
     """Images from noise."""
-    evaluations = cfg.num_samples * steps
-    with progress_bar(steps, evaluations) as advance, loaded.fabric.autocast():
-        images = loaded.model.sample(cfg.num_samples, sampler, cfg.seed, cfg.batch_size, advance)
+    evaluations, processes = cfg.num_samples * steps, loaded.fabric.world_size
+    with progress_bar(steps, evaluations) as advance:
+        images = from_checkpoint.sample(cfg, loaded, sampler, lambda done: advance(done * processes))
     return Made(images, evaluations, pictures.image_grid(images))
 
 
