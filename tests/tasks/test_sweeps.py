@@ -122,10 +122,6 @@ def ranks(folder: Path, seed: str) -> list[int]:
 def test_a_rank_that_dies_fails_its_job_alone(tmp_path):
     """Two jobs of two processes each: one rank of the first is killed."""
     two = ["trainer.devices=2", "trainer.limit_val_batches=0"]
-    sweep = start(tmp_path, *TINY, *two, "trainer.max_steps=100000,4", "seed=0", "-m")
-    _, message = sweep.communicate(timeout=60)
-    assert "are the same run" in message  # max_steps makes no other run
-
     sweep = start(tmp_path, *TINY, *two, "seed=0,1", "trainer.max_steps=4000", "-m")
     while len(ranks(tmp_path, "seed-0")) < 2:
         assert sweep.poll() is None
