@@ -19,7 +19,8 @@ def test_samples_and_numbers_do_not_depend_on_the_processes(ddpm_cli, tiny_run, 
     ]
     evaluate = [
         "evaluate", f"ckpt={tiny_run}", "trainer=cpu", "num_images=10", "batch_size=3", "evaluate.train_images=10",
-        "evaluate.empirical_images=4", "evaluate.x0_mse_draws=4", "num_samples=101", "sampler.steps=2", "data=mnist_mini",
+        "evaluate.empirical_images=4", "evaluate.x0_mse_draws=4", "num_samples=101", "sampler.steps=2",
+        "data=mnist_mini",
     ]  # fmt: skip
     found = []
     for devices in (1, 2):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,8 +24,9 @@ QUICK = [*TINY, "trainer.max_steps=2"]
 
 
 def runs(folder: Path) -> dict[str, Path]:
-    """The runs in a folder, by the last part of their names, which the seed ends."""
-    return {path.name.rsplit("_", 1)[-1]: path for path in sorted(folder.glob("outputs/train/default/*"))}
+    """The runs in a folder, by their seeds as their names have them."""
+    found = {re.search(r"seed-\d+", path.name): path for path in sorted(folder.glob("outputs/train/default/*"))}
+    return {seed[0]: path for seed, path in found.items() if seed}
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -100,7 +102,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "ddpm", "train", *arguments],
         cwd=folder,
-        stdout=(folder / "stdout.txt").open("a"),
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
