@@ -113,8 +113,9 @@ def test_a_damaged_checkpoint_is_told_and_the_newest_intact_one_used(tmp_path: P
 
 
 @pytest.mark.parametrize("at", ["os.fsync", "os.replace"])
-def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, at: str) -> None:
-    """A real process, killed at each call of `at` that a save makes."""
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path, at: str, kills: int) -> None:
+    """Real processes, one after the other, killed at each call of `at` that a save makes."""
     module, function = at.split(".")
     program = f"""
 import os, sys, signal
@@ -139,7 +140,8 @@ with Run.open(Path(sys.argv[1])) as run:
         with Run.open(directory) as run:
             save(run, LAST, 1)
             save(run, LAST, 2)
-        done = subprocess.run([sys.executable, "-c", program, str(directory), str(call), str(new)], check=False)
+        for _ in range(kills):
+            done = subprocess.run([sys.executable, "-c", program, str(directory), str(call), str(new)], check=False)
         with Run.open(directory) as run:
             told: list[str] = []
             found = run.newest_intact_checkpoint(told.append)
@@ -149,6 +151,24 @@ with Run.open(Path(sys.argv[1])) as run:
         if done.returncode == 0:
             break
     assert call >= 3, "the save never got to the call"
+
+
+def test_a_damaged_checkpoint_does_not_replace_the_one_before(tmp_path: Path) -> None:
+    with Run.open(tmp_path / "run") as run:
+        save(run, LAST, 1)
+        save(run, LAST, 2)
+        (run.checkpoints / LAST).write_bytes(archive(2)[:-100])
+    with Run.open(tmp_path / "run") as run:
+        assert run.newest_intact_checkpoint() == run.checkpoints / PREVIOUS
+        save(run, LAST, 3)
+        assert (run.checkpoints / PREVIOUS).read_bytes() == archive(1)
+        save(run, LAST, 4)
+        assert (run.checkpoints / PREVIOUS).read_bytes() == archive(3)
+    for lost in (LAST, PREVIOUS):
+        with Run.open(tmp_path / "run") as run:
+            found = run.newest_intact_checkpoint()
+            assert found == run.checkpoints / lost
+            found.unlink()
 
 
 def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None:

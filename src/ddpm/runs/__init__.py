@@ -1,7 +1,7 @@
 """A run's directory: its name, its state, its checkpoints. Imports without torch."""
 
 from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
-from ddpm.runs.config import check_same_config, write_config
+from ddpm.runs.config import check_same_config, leaves, write_config
 from ddpm.runs.identity import SWEPT_KEYS, identity_overrides, run_directory, run_name, task_overrides
 from ddpm.runs.log import log_to
 from ddpm.runs.outlook import Outlook, outlook_of_run
@@ -17,6 +17,7 @@ __all__ = [
     "check_targets",
     "find_checkpoint",
     "identity_overrides",
+    "leaves",
     "load_checkpoint",
     "log_to",
     "outlook_of_run",

@@ -48,15 +48,15 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of a config with the folders of `paths` replaced by their names: a run may have been moved."""
     folders = {str(folder): name for name, folder in (config.get("paths") or {}).items() if folder}
-    leaves = _leaves(config)
+    values = leaves(config)
     for folder in sorted(folders, key=len, reverse=True):
-        for key, value in leaves.items():
+        for key, value in values.items():
             if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
-                leaves[key] = f"<{folders[folder]}>{value.removeprefix(folder)}"
-    return leaves
+                values[key] = f"<{folders[folder]}>{value.removeprefix(folder)}"
+    return values
 
 
-def _leaves(node: Any) -> dict[str, Any]:
+def leaves(node: Any) -> dict[str, Any]:
     """Dotted key to value, of everything in nested dicts that is not a dict."""
 
     def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:

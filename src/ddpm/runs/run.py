@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,10 @@ class Run:
 
     directory: Path
     status: Status
+    placed: dict[str, str] = field(default_factory=dict)
+    """the digest of each checkpoint that this process has put in its place"""
+    damaged: set[str] = field(default_factory=set)
+    """the checkpoints that were found so, and not replaced since"""
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -81,21 +85,34 @@ class Run:
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
         """Replace a checkpoint by `data`; a kill at any moment leaves the old file or the new one, whole.
 
-        Its digest is in status.json before the file is in place. What last.ckpt held becomes previous.ckpt.
+        Its digest is in status.json before the file is in place, beside those that the old file can have: more than
+        one if the processes before were killed in between. What last.ckpt held becomes previous.ckpt, unless it was
+        damaged.
 
         Raises:
             OSError: it could not be written; the old files are as they were.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, data):
-            digests = self.status.checkpoints
-            before = digests.get(path.name, [])
-            digests[path.name] = [hashlib.sha256(data).hexdigest(), *before[:1]]
-            if path.name == LAST:
-                digests[PREVIOUS] = [*before, *digests.get(PREVIOUS, [])][:2]
+            digest = hashlib.sha256(data).hexdigest()
+            old, old_previous = self._digests(path.name), self._digests(PREVIOUS)
+            moves = path.name == LAST and path.exists() and LAST not in self.damaged
+            self.status.checkpoints[path.name] = [digest, *old]
+            if moves:
+                self.status.checkpoints[PREVIOUS] = [*old, *old_previous]
             self.status.write(self.directory)
-            if path.name == LAST and path.exists():
+            if moves:
                 os.replace(path, path.with_name(PREVIOUS))
+                self.damaged.discard(PREVIOUS)
+                self.placed.pop(PREVIOUS, None)
+                if len(old) == 1:
+                    self.placed[PREVIOUS] = old[0]
+        self.placed[path.name] = digest
+        self.damaged.discard(path.name)
+
+    def _digests(self, name: str) -> list[str]:
+        """Those that a checkpoint which is there can have."""
+        return [self.placed[name]] if name in self.placed else self.status.checkpoints.get(name, [])
 
     def newest_intact_checkpoint(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
         """The checkpoint to go on from, None where there is none; `warn` is told of each that is damaged.
@@ -108,6 +125,7 @@ class Run:
             damage = self._damage(path)
             if damage is None:
                 return path
+            self.damaged.add(path.name)
             warn(f"{damage}; it is left out")
         if there:
             raise UserError(

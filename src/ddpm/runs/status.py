@@ -79,7 +79,9 @@ class Status:
         if not saved:
             return None
         status = cls(**saved)
-        status.checkpoints = status.checkpoints or {}
+        digests: Any = status.checkpoints  # a file may say anything
+        digests = digests.items() if isinstance(digests, dict) else []
+        status.checkpoints = {name: known for name, known in digests if isinstance(known, list)}
         return status
 
     def write(self, run: Path) -> None:
