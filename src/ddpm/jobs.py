@@ -108,8 +108,11 @@ def run_in_process_of_its_own(command: str) -> None:
         SystemExit: it was interrupted.
     """
     process = subprocess.Popen([sys.executable, "-m", "ddpm", *single_job(command)], start_new_session=True)
+    asked_to_stop = False
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
         process.send_signal(number)
 
     handlers = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
@@ -118,8 +121,8 @@ def run_in_process_of_its_own(command: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if code == INTERRUPTED:
-        sys.exit(code)
+    if code == INTERRUPTED or (asked_to_stop and code != 0):  # the sweep ends with it
+        sys.exit(INTERRUPTED)
     if code != 0:
         raise UserError(f"the job's own process ended with {code}, see above.")
 

@@ -133,9 +133,12 @@ class DDPM(L.LightningModule):
         """
         checkpoint = load_checkpoint(Path(checkpoint_path))
         config = checkpoint["hyper_parameters"]["config"]
-        for part in ("model", "diffusion"):
-            check_targets(config[part], trusted or trusted_targets([conf_dir()]))
-        model = cls._with_users_errors(**cls._parts(config))
+        try:
+            for part in ("model", "diffusion"):
+                check_targets(config[part], trusted or trusted_targets([conf_dir()]))
+            model = cls._with_users_errors(**cls._parts(config))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{checkpoint_path} describes no model that can be built: {error!r}") from error
         model._load_weights(checkpoint, checkpoint_path)
         return model.to(map_location).eval()
 
@@ -150,7 +153,7 @@ class DDPM(L.LightningModule):
     def _load_weights(self, checkpoint: Mapping[str, Any], path: str | Path) -> None:
         try:
             self.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"the weights in {path} are of another network: {error}") from error
 
     @classmethod

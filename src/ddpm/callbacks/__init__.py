@@ -1,5 +1,6 @@
 """What happens beside the training's own steps: one small file each."""
 
+from ddpm.callbacks.best_checkpoint import BestCheckpoint
 from ddpm.callbacks.hyperparameters import SweptHyperparameters
 from ddpm.callbacks.last_checkpoint import LastCheckpoint
 from ddpm.callbacks.progress import RunProgressBar
@@ -7,4 +8,12 @@ from ddpm.callbacks.run_status import RunStatus
 from ddpm.callbacks.samples import SamplePictures
 from ddpm.callbacks.throughput import ImagesPerSecond
 
-__all__ = ["ImagesPerSecond", "LastCheckpoint", "RunProgressBar", "RunStatus", "SamplePictures", "SweptHyperparameters"]
+__all__ = [
+    "BestCheckpoint",
+    "ImagesPerSecond",
+    "LastCheckpoint",
+    "RunProgressBar",
+    "RunStatus",
+    "SamplePictures",
+    "SweptHyperparameters",
+]

@@ -15,6 +15,7 @@ from ddpm.configs import build, conf_dir
 from ddpm.data import ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
+from ddpm.metrics.quality import MIN_IMAGES
 from ddpm.metrics.samples_file import read_samples
 from ddpm.runs import Outlook, load_checkpoint, provenance, run_directory, task_overrides, write_json
 from ddpm.runs.files import make_folder
@@ -55,10 +56,10 @@ def check(cfg: DictConfig) -> None:
             "give what to evaluate: a checkpoint, or samples of digits, for example\n"
             "  ddpm evaluate ckpt=outputs/train/quickstart/base"
         )
-    if cfg.batch_size < 1:
-        raise UserError("batch_size must be at least 1.")
-    if cfg.num_samples < 0:
-        raise UserError(f"num_samples={cfg.num_samples}: a number of images, or 0 to leave sample quality out.")
+    if not all(isinstance(number, int) for number in (cfg.num_samples, cfg.batch_size)) or cfg.batch_size < 1:
+        raise UserError("num_samples and batch_size must be whole numbers, and batch_size at least 1.")
+    if cfg.ckpt is not None and not (cfg.num_samples == 0 or cfg.num_samples >= MIN_IMAGES):
+        raise UserError(f"num_samples={cfg.num_samples}: at least {MIN_IMAGES}, or 0 to leave sample quality out.")
 
 
 def measure_checkpoint(cfg: DictConfig) -> None:

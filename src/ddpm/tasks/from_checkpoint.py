@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.configs import build
-from ddpm.data import ImageData
+from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes, resolve_precision
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
@@ -75,9 +76,13 @@ def outlook(cfg: DictConfig, what: str) -> Outlook:
     """What a command would do, in words, with the checkpoint that `ckpt=` names.
 
     Raises:
-        UserError: no such checkpoint.
+        UserError: no such checkpoint, or one that cannot be read, trusted, or walked by the sampler.
     """
-    return Outlook(results_directory(cfg, find_checkpoint(cfg.ckpt)), what)
+    checkpoint = find_checkpoint(cfg.ckpt)
+    model = DDPM.load_from_checkpoint(checkpoint, trusted=trusted_targets(config_folders()))
+    if "sampler" in cfg:
+        model.check_sampler(build(cfg.sampler))
+    return Outlook(results_directory(cfg, checkpoint), what)
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
@@ -109,7 +114,8 @@ def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
         saved = model.hparams["config"]
         node = dict(saved["data"])
         check_targets(node, trusted_targets(folder / "data" for folder in config_folders()))
-        if node.get("root") == saved["paths"]["data"]:
+        # What may be downloaded goes where the user wants it, whatever a stranger's checkpoint says.
+        if node.get("root") == saved["paths"]["data"] or issubclass(get_class(node["_target_"]), MNIST):
             node["root"] = cfg.paths.data
     data: ImageData = build(node)
     if tuple(data.image_shape) != tuple(model.image_shape):

@@ -37,7 +37,11 @@ def compare(directories: Sequence[Path]) -> None:
     What was measured before of the same checkpoint with as many samples stands in it too: the whole chain takes
     long, and once is enough.
     """
-    asked = [metrics for path in directories if "quality/fd_test" in (metrics := read_json(path / "metrics.json"))]
+    asked = [
+        metrics
+        for path in directories
+        if {"sampler", "quality/fd_test"} <= (metrics := read_json(path / "metrics.json")).keys()
+    ]
     if not asked:
         return
     folder = Path(os.path.commonpath([path.parent for path in directories]))

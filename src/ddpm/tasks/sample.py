@@ -43,8 +43,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: no such checkpoint, data or image, or a sampler or a mode that does not go with the checkpoint.
     """
-    if cfg.num_samples < 1 or cfg.batch_size < 1:
-        raise UserError("num_samples and batch_size must be at least 1.")
+    if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
+        raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
     sampler: Sampler = build(cfg.sampler)
     mode: Mode | None = build(cfg.mode)
     loaded = from_checkpoint.load(cfg)

@@ -27,6 +27,7 @@ from ddpm.runs import (
     Run,
     check_same_config,
     find_checkpoint,
+    leaves,
     load_checkpoint,
     log_to,
     outlook_of_run,
@@ -100,8 +101,10 @@ def prepare(cfg: DictConfig) -> Prepared:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
     check_trainer(cfg.trainer)
+    check_places(config, directory)
     model = DDPM.from_config(config)
-    if cfg.init_from is not None:
+    begins = cfg.restart or not Run.read(directory).list_checkpoints()
+    if cfg.init_from is not None and begins:
         model.load_weights(find_checkpoint(cfg.init_from))
     check_optimizer(model)
     data: ImageData = build(cfg.data)
@@ -206,6 +209,15 @@ def check_trainer(trainer: DictConfig) -> None:
         resolve_precision(trainer.precision, trainer.accelerator)
     except ValueError as error:
         raise UserError(f"trainer: {error}") from error
+
+
+def check_places(config: Mapping[str, Any], directory: Path) -> None:
+    """Raise a UserError if a callback or a logger would write outside the run's directory."""
+    for part in ("callbacks", "logger"):
+        for key, value in leaves(config[part] or {}).items():
+            path = Path(value) if isinstance(value, str) else Path()
+            if ".." in path.parts or (path.is_absolute() and not path.is_relative_to(directory.absolute())):
+                raise UserError(f"{part}.{key}={value} lies outside the run's directory, {directory}.")
 
 
 def check_optimizer(model: DDPM) -> None:
