@@ -33,7 +33,7 @@ def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
     assert metrics["quality/fd_test_ratio"] == pytest.approx(
         metrics["quality/fd_test"] / metrics["quality/fd_test_real"]
     )
-    assert metrics.items() >= {"sampler": "DPMSolverPP", "network_evaluations": 3, "samples_judged": 100}.items()
+    assert metrics.items() >= {"sampler": "SDEDPMSolverPP", "network_evaluations": 3, "samples_judged": 100}.items()
     for name in ("samples", "closest", "classes"):
         with Image.open(metrics_file.with_name(f"{name}.png")) as picture:
             assert picture.convert("L").getextrema()[1] > 0
