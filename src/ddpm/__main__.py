@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train a model, or go on with a run that was stopped",
     "sample": "draw images from a checkpoint",
-    "evaluate": "measure a checkpoint: its likelihood in bits/dim, term by term",
+    "evaluate": "measure a checkpoint: its likelihood in bits/dim, and its samples beside real digits",
     "denoise": "walk a digit to noise and back: with the true x_0, and with the network",
     "report": "compare runs, those of a sweep or any others: tables, plots, one HTML page",
 }

@@ -191,6 +191,12 @@ def test_a_validation_set_that_leaves_no_batch_is_refused(validation_size):
         ready(MNISTMini(validation_size=validation_size))
 
 
+def test_the_small_validation_set_has_all_digits_equally():
+    data = ready(MNISTMini(validation_size=1000))
+    assert data.split("validation").labels.bincount().tolist() == [100] * 10
+    assert data.split("train").labels.bincount().tolist() == [900] * 10
+
+
 def test_an_empty_validation_set_is_refused():
     with pytest.raises(ValueError, match="validation_size=0"):
         MNISTMini(validation_size=0)

@@ -73,7 +73,10 @@ def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_ru
     ("overrides", "words"),
     [
         ([], "ddpm evaluate ckpt="),
-        (["ckpt=a", "samples=b"], "a checkpoint, or samples"),
+        (["ckpt=a", "samples=b"], "ckpt and samples do not go together"),
+        pytest.param(
+            ["samples=a.npz", "num_samples=200"], "num_samples would make no difference", marks=pytest.mark.slow
+        ),
         (["samples=nothing.npz"], "there is no file or folder nothing.npz"),
         pytest.param(["samples=.", "data=mnist_mini"], "no *.png", marks=pytest.mark.slow),
         pytest.param(["ckpt={run}", "num_samples=50", "num_images=0"], "at least 100", marks=pytest.mark.slow),
@@ -81,7 +84,7 @@ def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_ru
     ],
 )
 def test_mistakes(ddpm_cli, tiny_run, tmp_path, overrides, words):
-    answer = ddpm_cli("evaluate", "trainer=cpu", *(word.format(run=tiny_run) for word in overrides))
+    answer = ddpm_cli("evaluate", *(word.format(run=tiny_run) for word in overrides))
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
     assert words in answer.stderr

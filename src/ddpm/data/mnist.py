@@ -7,6 +7,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ddpm.data.idx import read_idx
@@ -49,16 +50,21 @@ class IDXImages(ImageData):
         images, labels, test_images, test_labels = (self._read(name) for name in FILES)
         images, test_images = images[:, None], test_images[:, None]
         labels, test_labels = labels.long(), test_labels.long()
-        training = len(images) - self.validation_size
-        if training < 1:
+        if self.validation_size >= len(images):
             raise UserError(
                 f"data.validation_size={self.validation_size} leaves no image of {len(images)} to train on."
             )
+        validation = torch.zeros(len(images), dtype=torch.bool)
+        validation[self._order_of_choice(labels)[-self.validation_size :]] = True
         return {
-            "train": Split(images[:training], labels[:training]),
-            "validation": Split(images[training:], labels[training:]),
+            "train": Split(images[~validation], labels[~validation]),
+            "validation": Split(images[validation], labels[validation]),
             "test": Split(test_images, test_labels),
         }
+
+    def _order_of_choice(self, labels: Tensor) -> Tensor:
+        """All indices, those of the validation images last."""
+        return torch.arange(len(labels))
 
     def _find(self, name: str) -> Path | None:
         paths = (self.folder / name, self.folder / f"{name}.gz")
@@ -133,9 +139,20 @@ class FashionMNIST(MNIST):
 
 
 class MNISTMini(IDXImages):
-    """The first 1,000 training and 200 test images of each digit of MNIST, in their order; part of the package."""
+    """The first 1,000 training and 200 test images of each digit of MNIST, in their order; part of the package.
+
+    Validation takes the last ones of each digit. (The last ones of all would lack those digits that are frequent, whose
+    thousand is full earlier.)
+    """
 
     def __init__(self, batch_size: int = 128, validation_size: int = 1000, **kwargs: Any):
         super().__init__(
             Path(__file__).parent / "mnist_mini", batch_size=batch_size, validation_size=validation_size, **kwargs
         )
+
+    def _order_of_choice(self, labels: Tensor) -> Tensor:
+        nth_of_its_digit = torch.empty_like(labels)
+        for digit in labels.unique():
+            is_digit = labels == digit
+            nth_of_its_digit[is_digit] = torch.arange(int(is_digit.sum()))
+        return nth_of_its_digit.argsort(stable=True)

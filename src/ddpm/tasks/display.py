@@ -45,6 +45,7 @@ def results(directory: Path, files: Sequence[str], next_commands: Sequence[str])
     console.print(f"\nResults in [bold]{directory}[/bold]")
     for file in files:
         console.print(f"  {file}")
-    console.print("Next")
+    if next_commands:
+        console.print("Next")
     for command in next_commands:
         console.print(f"  {command}")

@@ -17,11 +17,22 @@ from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.metrics.quality import MIN_IMAGES
 from ddpm.metrics.samples_file import read_samples
-from ddpm.runs import Outlook, load_checkpoint, provenance, run_directory, task_overrides, write_json
+from ddpm.runs import (
+    Outlook,
+    identity_overrides,
+    load_checkpoint,
+    provenance,
+    run_directory,
+    task_overrides,
+    write_json,
+)
 from ddpm.runs.files import make_folder
 from ddpm.tasks import display, from_checkpoint, likelihood, quality, quality_cost
 from ddpm.tasks.likelihood import Likelihood
 from ddpm.tasks.quality import SampleQuality
+
+READ_WITH_SAMPLES = ("samples", "data")
+"""what makes a difference where samples are judged, and no model"""
 
 
 def run(cfg: DictConfig) -> None:
@@ -51,11 +62,17 @@ def after_sweep(cfg: DictConfig, directories: Sequence[Path]) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    if (cfg.ckpt is None) == (cfg.samples is None):
+    if cfg.ckpt is None and cfg.samples is None:
         raise UserError(
             "give what to evaluate: a checkpoint, or samples of digits, for example\n"
             "  ddpm evaluate ckpt=outputs/train/quickstart/base"
         )
+    if cfg.ckpt is not None and cfg.samples is not None:
+        raise UserError("ckpt and samples do not go together: give a checkpoint, or samples of digits.")
+    if cfg.samples is not None and (
+        given := identity_overrides(task_overrides(), [*READ_WITH_SAMPLES, *cfg.not_identity])
+    ):
+        raise UserError(f"{', '.join(given)} would make no difference: samples are judged as they are.")
     if not all(isinstance(number, int) for number in (cfg.num_samples, cfg.batch_size)) or cfg.batch_size < 1:
         raise UserError("num_samples and batch_size must be whole numbers, and batch_size at least 1.")
     if cfg.ckpt is not None and not (cfg.num_samples == 0 or cfg.num_samples >= MIN_IMAGES):
