@@ -176,7 +176,7 @@ def test_a_mistake_is_told_and_leaves_no_trace(ddpm_cli, tmp_path, runs, message
 
 
 def test_show_prints_the_runs_that_are_there_and_those_that_are_not(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(display.console, "file", None)  # what capsys puts in the place of stdout
+    monkeypatch.setattr(display.console, "_file", None)  # what capsys puts in the place of stdout
     monkeypatch.chdir(tmp_path)
     there = make_run(Path("runs/there"), "seed=1", metrics={"val/bpd": 1.5})
     report.show([there, Path("runs/missing")])
