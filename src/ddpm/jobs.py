@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from ddpm.tasks import display
 # What to type for a value that has no default.
 EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart"}
 
+PARENT = "DDPM_PARENT"
+"""the environment variable that tells a job in a process of its own which process has started it"""
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -40,11 +44,15 @@ def run_job(command: str | None, config: DictConfig) -> Any:
         if command is None:
             raise UserError("a command comes first, as in `ddpm train`.")
         check_values(command, config)
-        if sweeping and needs_processes(config):
+        if sweeping and (needs_processes(config) or in_a_shared_worker()):
             return run_in_process_of_its_own(command)
+        stop_with_parent()
         task = importlib.import_module(f"ddpm.tasks.{command}")
+        devices = importlib.import_module("ddpm.devices.failures")  # imports torch
         if config.get("dry_run"):
             return display.outlooks([(job_name(task_overrides()), task.outlook(config))])
+        if sweeping:
+            devices.release_memory()  # what the job before has left
         return task.run(config)
     except Exception as error:
         expected = isinstance(error, UserError) and not debugging()
@@ -97,8 +105,13 @@ def needs_processes(config: DictConfig) -> bool:
     return not alone and "SLURM_PROCID" not in os.environ  # Slurm has started all of them
 
 
+def in_a_shared_worker() -> bool:
+    """Whether this process is one of Ray's, which run job after job: a job that crashes must not take it along."""
+    return "hydra_ray_launcher" in HydraConfig.get().launcher["_target_"]
+
+
 def run_in_process_of_its_own(command: str) -> None:
-    """Run the current job of a sweep as a single run.
+    """Run the current job of a sweep as a single run, which ends when this process does.
 
     Lightning starts a job's further processes with the command line of this one, which for a sweep would be the
     whole sweep again; and when one of them fails, it ends this one.
@@ -107,7 +120,11 @@ def run_in_process_of_its_own(command: str) -> None:
         UserError: the job failed.
         SystemExit: it was interrupted.
     """
-    process = subprocess.Popen([sys.executable, "-m", "ddpm", *single_job(command)], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm", *single_job(command)],
+        env=os.environ | {PARENT: str(os.getpid())},
+        start_new_session=True,
+    )
     asked_to_stop = False
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -125,6 +142,19 @@ def run_in_process_of_its_own(command: str) -> None:
         sys.exit(INTERRUPTED)
     if code != 0:
         raise UserError(f"the job's own process ended with {code}, see above.")
+
+
+def stop_with_parent() -> None:
+    """Ask this process to stop, as SIGTERM does, once the sweep that has started it is gone, killed perhaps."""
+    parent = os.environ.pop(PARENT, None)  # the ranks that this process starts are not the sweep's own
+
+    def watch(pid: int) -> None:
+        while os.getppid() == pid:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, args=[int(parent)], daemon=True).start()
 
 
 def single_job(command: str) -> list[str]:

@@ -191,9 +191,9 @@ class DDPM(L.LightningModule):
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if self.logs_this_step:
-            self.log_now({"train/loss": self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")})
-            quarters = self._by_quarter(t, losses.detach())
-            self.log_now({f"train/{name}": part.mean() for name, part in quarters if len(part)})
+            t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # of the global batch
+            self.log_now({"train/loss": losses.mean()})
+            self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
         return loss
 
     @property

@@ -19,6 +19,7 @@ from ddpm.callbacks import LastCheckpoint, RunStatus, SamplePictures, SweptHyper
 from ddpm.configs import build
 from ddpm.data import ImageData
 from ddpm.devices import device_name, resolve_precision
+from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
 from ddpm.errors import UserError
 from ddpm.module import DDPM
 from ddpm.runs import (
@@ -140,7 +141,11 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
         parameters = sum(p.numel() for p in model.network.parameters())
         verb = f"Continuing from step {step}" if checkpoint else "Training"
         display.console.print(f"{verb}: {directory} ({parameters:,} parameters, {trainer.precision})")
-        fit(trainer, model, data, checkpoint)
+        try:
+            fit(trainer, model, data, checkpoint)
+        except UserError as error:
+            run.end("failed", trainer.global_step, str(error))
+            raise
         run.end("finished", trainer.global_step)
     report(run, "finished")
 
@@ -165,6 +170,30 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            problem = out_of_memory(trainer, model, data)
+        elif trainer.world_size > 1 and is_lost_process(error):
+            problem = "another process of this run has ended, see above for its reason. The same command goes on."
+        else:
+            raise
+    else:
+        return
+    raise UserError(problem)  # out here, as a traceback would keep the tensors of the failed step
+
+
+def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
+    """What was too large, and what can be made smaller."""
+    device = trainer.strategy.root_device
+    parameters = sum(p.numel() for p in model.network.parameters())
+    images = data.batch_size // trainer.world_size
+    shape = "×".join(map(str, model.image_shape))
+    return (
+        f"out of memory on {device_name(device)} ({total_memory(device) / 2**30:.1f} GiB), with a network of "
+        f"{parameters:,} weights and, in each process, batches of {images} images of {shape} in {trainer.precision}. "
+        "Lower data.batch_size (trainer.accumulate_grad_batches makes a step of several), or model.channels, "
+        "or take more devices."
+    )
 
 
 def build_trainer(
