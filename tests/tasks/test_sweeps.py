@@ -143,6 +143,23 @@ def test_a_rank_that_dies_fails_its_job_alone(tmp_path):
     assert states(tmp_path)["seed-1"] == "interrupted"
 
 
+@pytest.mark.slow
+def test_a_job_in_processes_of_its_own_stops_when_its_sweep_is_killed(tmp_path):
+    two = ["trainer.devices=2", "trainer.limit_val_batches=0"]
+    sweep = start(tmp_path, *TINY, *two, "seed=0,1", "trainer.max_steps=100000", "-m")
+    while len(pids := ranks(tmp_path, "seed-0")) < 2:
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    time.sleep(3)
+    sweep.kill()
+    sweep.communicate()
+    killed = time.monotonic()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() - killed < 60
+        time.sleep(0.1)
+    assert states(tmp_path) == {"seed-0": "interrupted"}
+
+
 def results(folder: Path) -> dict[str, object]:
     return {
         name: (
