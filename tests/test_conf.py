@@ -66,8 +66,7 @@ def test_every_option_builds_what_it_says(group, name, tmp_path):
     assert model.image_shape == build(config.data).image_shape
     assert model.configure_optimizers()["optimizer"].param_groups
     callbacks = [build(callback) for callback in config.callbacks.values()]
-    if config.trainer.accelerator == "cuda" and not torch.cuda.is_available():
-        config.trainer.accelerator = "cpu"
+    config.trainer.accelerator = "cpu"  # the others may not be here
     trainer = build(
         config.trainer,
         precision="32-true",

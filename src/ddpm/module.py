@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric, MetricCollection
 
 from ddpm.configs import build, conf_dir
+from ddpm.devices import shard
 from ddpm.diffusion import Ancestral, GaussianDiffusion, Sampler, Simple, vlb_terms
 from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
@@ -230,6 +231,11 @@ class DDPM(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.ema.update_parameters(self.network)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # trainer.strategy=fsdp
+            for network in (self.network, self.ema):
+                shard(network, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network.parameters())

@@ -1,5 +1,6 @@
 from itertools import islice
 
+import lightning as L
 import pytest
 import torch
 
@@ -84,3 +85,18 @@ def test_images_of_another_shape_than_said_are_refused(settings):
 def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="whole number of images, at least one"):
         Numbers(0, 2, (4, 6))
+
+
+def test_images_on_the_device_are_fetched_there():
+    data = numbers(on_device=True)
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.trainer.strategy._root_device = torch.device("meta")  # shapes and devices without numbers
+    images, labels = next(iter(data.val_dataloader()))
+    assert (images.device.type, labels.device.type) == ("meta", "meta")
+    assert images.shape == (8, 2, 4, 6)
+    assert data.split("validation").images.device.type == "cpu"
+
+
+def test_images_on_the_device_take_no_workers():
+    with pytest.raises(ValueError, match="on_device=true takes no workers"):
+        numbers(on_device=True, num_workers=2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.runs.identity import MAX_LENGTH, identity_overrides, run_directory, run_name
+from ddpm.runs.identity import MAX_LENGTH, identity_overrides, results_name, run_directory, run_name
 
 NOT_IDENTITY = ["paths", "logger", "trainer.devices", "trainer.max_steps", "restart"]
 
@@ -139,3 +139,13 @@ wordy = st.dictionaries(word_keys, word_values, min_size=1, max_size=3)
 def test_underscores_and_dashes_do_not_make_two_runs_one(many):
     names = {run_name(spell(items)) for items in many}
     assert len(names) == len(many)
+
+
+def test_results_of_runs_that_share_a_name_do_not_share_a_place(tmp_path):
+    outputs = tmp_path / "outputs"
+    inside = outputs / "train" / "quickstart" / "base"
+    assert results_name([inside], outputs).as_posix() == "quickstart/base"
+    assert results_name([outputs / "train"], outputs).as_posix() == "train"
+    places = [[inside], [tmp_path / "a" / "base"], [tmp_path / "b" / "base"]]
+    places += [[inside, other] for (other,) in places[1:]]
+    assert len({results_name(place, outputs) for place in places}) == len(places)

@@ -42,6 +42,10 @@ def slow(overrides, words):
         slow(["trainer.precision=64-true"], ["precision=64-true is none of"]),
         slow(["optimizer.warmup_steps=-1"], ["optimizer.warmup_steps=-1"]),
         slow(["data.batch_size=2.5"], ["batch_size=2.5"]),
+        slow(["trainer=cpu", "trainer.precision=16-mixed"], ["precision=16-mixed is not for accelerator=cpu"]),
+        slow(["trainer=cpu", "trainer.devices=0"], ["devices=0 does not fit accelerator=cpu"]),
+        (["trainer=cpu", "trainer.devices=3"], ["data.batch_size=128 must be divisible by the 3 processes"]),
+        slow(["data.on_device=true", "data.num_workers=2"], ["on_device=true takes no workers"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
@@ -51,10 +55,12 @@ def test_of_train(ddpm_cli, tmp_path, overrides, words):
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_of_train_on_a_device_that_is_not_there(ddpm_cli, tmp_path):
-    message = told("train", ddpm_cli("train", *TINY, "trainer=cuda"))
-    assert "not available" in message
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_of_train_on_a_device_that_is_not_there(ddpm_cli, tmp_path, device):
+    if getattr(torch, device).is_available():
+        pytest.skip("it is there")
+    message = told("train", ddpm_cli("train", *TINY, f"trainer={device}"))
+    assert f"accelerator={device} is not available" in message
     assert not (tmp_path / "outputs").exists()
 
 

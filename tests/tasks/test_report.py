@@ -111,14 +111,14 @@ def test_one_run_and_a_list_of_runs(ddpm_cli, sweep, tmp_path):
     runs = sorted(tmp_path.glob("moved/train/default/*seed-0"))
     done = ddpm_cli("report", f"runs={runs[0].relative_to(tmp_path)}")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "outputs" / "report" / runs[0].name
+    (folder,) = tmp_path.glob(f"outputs/report/{runs[0].name}.*")
     assert len(read_csv(folder / "runs.csv")) == 1
     assert read_csv(folder / "settings.csv")[0]["val/bpd_se"] == ""
     assert (folder / "report.png").is_file()
 
     done = ddpm_cli("report", f"runs=[{','.join(map(str, runs))}]", f"paths.outputs={tmp_path}/elsewhere")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "elsewhere" / "report" / f"{runs[0].name}_and_1_more"
+    (folder,) = tmp_path.glob(f"elsewhere/report/{runs[0].name}_and_1_more.*")
     assert [row["schedule"] for row in read_csv(folder / "settings.csv")] == ["cosine", "linear"]
 
 

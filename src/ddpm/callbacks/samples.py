@@ -48,10 +48,12 @@ class SamplePictures(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DDPM)
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
         with trainer.precision_plugin.forward_context():
-            samples, trajectories = self.draw(pl_module)
+            samples, trajectories = self.draw(pl_module)  # in all processes, among which the weights may be shared out
+        if not trainer.is_global_zero:
+            return
         self.show(trainer, "samples", pictures.image_grid(samples))
         self.show(trainer, "trajectories", pictures.image_grid(trajectories, columns=self.num_moments))
 

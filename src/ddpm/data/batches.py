@@ -21,6 +21,7 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] and labels [B]; the DataLoader asks for whole batches where this method exists."""
+        indices = indices.to(self.images.device)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
 

@@ -36,6 +36,7 @@ class ImageData(LightningDataModule, ABC):
         image_channels, image_size: C, and H = W or [H, W] in pixels.
         seed: of the order in training.
         num_workers: processes that fetch batches.
+        on_device: keep all images in the memory of the device that trains; without workers.
     """
 
     def __init__(
@@ -45,15 +46,19 @@ class ImageData(LightningDataModule, ABC):
         image_size: int | Sequence[int],
         seed: int = 0,
         num_workers: int = 0,
+        on_device: bool = False,
     ):
         super().__init__()
         if batch_size < 1 or batch_size != int(batch_size):
             raise ValueError(f"batch_size={batch_size}: a batch is a whole number of images, at least one.")
+        if on_device and num_workers:
+            raise ValueError(f"on_device=true takes no workers, which do not see the device: leave {num_workers=} out.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_shape = (image_channels, height, width)
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.on_device = on_device
         self._splits: dict[str, Split] = {}
 
     @abstractmethod
@@ -111,8 +116,12 @@ class ImageData(LightningDataModule, ABC):
         # Neither is true here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
+        images, labels = self.split(name)
+        if self.on_device and self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            images, labels = images.to(device), labels.to(device)
         return DataLoader(
-            TensorImages(*self.split(name)),
+            TensorImages(images, labels),
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,

@@ -1,9 +1,13 @@
 """The numeric precision that suits a device."""
 
 import platform
+from typing import Any
 
 import torch
-from lightning.fabric.accelerators import CUDAAccelerator
+from lightning.fabric.plugins import MixedPrecision as FabricMixedPrecision
+from lightning.fabric.strategies import Strategy as FabricStrategy
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import Strategy
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -11,27 +15,57 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 def resolve_precision(precision: str, accelerator: str) -> str:
     """Lightning's name of the precision that "auto" means on an accelerator; any other is returned as it is.
 
-    bfloat16 autocast where the device computes convolutions faster in it: CUDA from Ampere on, CPUs with AMX or
+    bfloat16 autocast where the device computes convolutions faster in it: CUDA from Ampere on, XPU, CPUs with AMX or
     AVX-512 BF16.
 
+    Args:
+        accelerator: "cpu", "cuda", "xpu" or "mps", of which there is a device.
+
     Raises:
-        ValueError: a precision in which the chain's own arithmetic, float32, would not be.
+        ValueError: a precision that the device lacks, or one without weights in float32.
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"precision={precision} is none of auto, {', '.join(PRECISIONS)}.")
-    if precision != "auto":
-        return precision
-    if accelerator == "auto":
-        accelerator = "cuda" if CUDAAccelerator.is_available() else "cpu"
-    if accelerator in ("cuda", "gpu"):
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "16-mixed" and accelerator in ("cpu", "xpu"):
+        # XPUs of the A series have no float64, in which torch's GradScaler inverts its factor.
+        raise ValueError(f"precision=16-mixed is not for accelerator={accelerator}: take bf16-mixed or 32-true.")
+    if accelerator == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16-mixed" and not fast:
+            raise ValueError("precision=bf16-mixed needs a GPU with bfloat16 (Ampere or later): take 32-true.")
+    elif accelerator == "cpu":
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     else:
-        fast = accelerator == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    return "bf16-mixed" if fast else "32-true"
+        fast = accelerator == "xpu"
+    if precision == "auto":
+        return "bf16-mixed" if fast else "32-true"
+    return precision
 
 
 def device_name(device: torch.device) -> str:
     """The device in words, for the record."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "xpu":
+        return torch.xpu.get_device_name(device)
     return f"{device.type}: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class TrainerAutocast(Strategy):
+    """Autocast on the accelerator's own device type; Lightning makes that of CUDA for all that it does not know."""
+
+    @Strategy.precision_plugin.setter  # type: ignore[attr-defined]
+    def precision_plugin(self, plugin: Any) -> None:
+        if isinstance(plugin, MixedPrecision) and self.accelerator and plugin.device != self.accelerator.name():
+            plugin = MixedPrecision(plugin.precision, self.accelerator.name())  # type: ignore[arg-type]
+        self._precision_plugin = plugin
+
+
+class FabricAutocast(FabricStrategy):
+    """The same for the strategies of Fabric."""
+
+    @FabricStrategy.precision.setter  # type: ignore[attr-defined]
+    def precision(self, plugin: Any) -> None:
+        if isinstance(plugin, FabricMixedPrecision) and self.accelerator and plugin.device != self.accelerator.name():
+            plugin = FabricMixedPrecision(plugin.precision, self.accelerator.name())  # type: ignore[arg-type]
+        self._precision = plugin

@@ -81,7 +81,7 @@ def measure_bounds(
         """For each of the diffusions, its terms."""
         x0, noise = _images_and_noise(images, indices, seed, device)
         terms = vlb_terms_under(denoise, list(diffusions.values()), x0, timesteps[indices], noise)
-        return [[part.double().cpu() for part in parts] for parts in terms]
+        return [[part.cpu().double() for part in parts] for parts in terms]
 
     batches = map_over_processes(terms_of, torch.arange(len(images)).split(batch_size))
     return {
@@ -121,7 +121,7 @@ def measure_x0_mse(
         for t in timesteps[indices].to(device).unbind(dim=1):
             x_t = diffusion.q_sample(x0, t, noise(x0))
             _, _, predicted = diffusion.p_mean_variance(denoise(x_t, t), x_t, t)
-            errors.append((predicted - x0).square().mean(dim=(1, 2, 3)).double().cpu())
+            errors.append((predicted - x0).square().mean(dim=(1, 2, 3)).cpu().double())
         return torch.stack(errors, dim=1)
 
     batches = map_over_processes(errors_of, torch.arange(len(images)).split(batch_size))

@@ -2,7 +2,14 @@
 
 from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
 from ddpm.runs.config import check_same_config, leaves, write_config
-from ddpm.runs.identity import SWEPT_KEYS, identity_overrides, run_directory, run_name, task_overrides
+from ddpm.runs.identity import (
+    SWEPT_KEYS,
+    identity_overrides,
+    results_name,
+    run_directory,
+    run_name,
+    task_overrides,
+)
 from ddpm.runs.log import log_to
 from ddpm.runs.outlook import Outlook, outlook_of_run
 from ddpm.runs.run import Run
@@ -22,6 +29,7 @@ __all__ = [
     "log_to",
     "outlook_of_run",
     "provenance",
+    "results_name",
     "run_directory",
     "run_name",
     "task_overrides",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -42,6 +42,24 @@ def run_directory(
     """
     folder = "default" if experiment is None else _readable(experiment, plain=experiment != "default")
     return Path(outputs) / command / folder / run_name(overrides, not_identity)
+
+
+def results_name(places: Sequence[Path], outputs: str | Path) -> Path:
+    """A name for what is made of runs, or of folders of runs, that no others have.
+
+    Below outputs/train it is the way from there. One that lies elsewhere has its name and a digest of where it lies,
+    and several have a digest of all.
+    """
+    first, *others = (place.resolve() for place in places)
+    trained = (Path(outputs) / "train").resolve()
+    inside = first != trained and first.is_relative_to(trained)
+    name = first.relative_to(trained) if inside else Path(first.name or "root")
+    if others:
+        name = name.with_name(f"{name.name}_and_{len(others)}_more")
+    if others or not first.is_relative_to(trained):
+        where = "\n".join(map(str, (first, *others)))
+        name = name.with_name(f"{name.name}.{hashlib.sha256(where.encode()).hexdigest()[:10]}")
+    return name
 
 
 def run_name(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> str:

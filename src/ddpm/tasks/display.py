@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def quieten_lightning() -> None:
     """Leave out its tips, device lists and greetings of ranks: the commands say what they use themselves."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # a cluster's login node trains too
 
 
 def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ddpm.configs import build
 from ddpm.data import MNIST, ImageData
-from ddpm.devices import map_over_processes, resolve_precision
+from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
 from ddpm.module import DDPM
-from ddpm.runs import Outlook, check_targets, find_checkpoint, run_name, task_overrides, trusted_targets
+from ddpm.runs import Outlook, check_targets, find_checkpoint, results_name, run_name, task_overrides, trusted_targets
 from ddpm.runs.files import read_json
 from ddpm.tasks import display
+from ddpm.tasks.hardware import lightning_arguments
 
 
 class Loaded(NamedTuple):
@@ -76,9 +77,10 @@ def outlook(cfg: DictConfig, what: str) -> Outlook:
     """What a command would do, in words, with the checkpoint that `ckpt=` names.
 
     Raises:
-        UserError: no such checkpoint, or one that cannot be read, trusted, or walked by the sampler.
+        UserError: no such checkpoint, one that cannot be read, trusted, or walked by the sampler, or no such device.
     """
     checkpoint = find_checkpoint(cfg.ckpt)
+    lightning_arguments(cfg.trainer)
     model = DDPM.load_from_checkpoint(checkpoint, trusted=trusted_targets(config_folders()))
     if "sampler" in cfg:
         model.check_sampler(build(cfg.sampler))
@@ -89,13 +91,7 @@ def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Device and precision for work that is not training."""
     display.quieten_lightning()
     try:
-        precision = resolve_precision(trainer.precision, trainer.accelerator)
-        return L.Fabric(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            num_nodes=trainer.num_nodes,
-            precision=precision,  # type: ignore[arg-type]
-        )
+        return L.Fabric(**lightning_arguments(trainer))
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
 
@@ -196,9 +192,7 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     """`outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
     hydra = HydraConfig.get()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    trained = (Path(cfg.paths.outputs) / "train").resolve()
-    within = run.resolve().relative_to(trained) if run.resolve().is_relative_to(trained) else Path(run.resolve().name)
     name = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
     last = checkpoint.stem if name == "base" else f"{checkpoint.stem}_{name}"
     assert hydra.job.config_name is not None
-    return Path(cfg.paths.outputs) / hydra.job.config_name / within / last
+    return Path(cfg.paths.outputs) / hydra.job.config_name / results_name([run], cfg.paths.outputs) / last

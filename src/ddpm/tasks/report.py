@@ -30,7 +30,7 @@ from ddpm.compare import (
 from ddpm.compare.figure import CURVES
 from ddpm.compare.page import COUNTED
 from ddpm.errors import UserError
-from ddpm.runs import Outlook
+from ddpm.runs import Outlook, results_name
 from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
 from ddpm.runs.files import make_folder, replace_file
 from ddpm.tasks import display
@@ -75,14 +75,8 @@ def places_of(cfg: DictConfig) -> list[Path]:
 
 
 def report_directory(cfg: DictConfig) -> Path:
-    """`outputs/report/<name of the runs directory>`; below outputs/train, the whole way from there."""
-    first, *others = [place.resolve() for place in places_of(cfg)]
-    trained = (Path(cfg.paths.outputs) / "train").resolve()
-    inside = first != trained and first.is_relative_to(trained)
-    name = first.relative_to(trained) if inside else Path(first.name or "root")
-    if others:
-        name = name.with_name(f"{name.name}_and_{len(others)}_more")
-    return Path(cfg.paths.outputs) / "report" / name
+    """`outputs/report/<name of the runs' folder>`."""
+    return Path(cfg.paths.outputs) / "report" / results_name(places_of(cfg), cfg.paths.outputs)
 
 
 def write(directory: Path, compared: Comparison, title: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm.callbacks import LastCheckpoint, RunStatus, SamplePictures, SweptHyperparameters
+from ddpm.callbacks import SamplePictures, SweptHyperparameters
 from ddpm.configs import build
 from ddpm.data import ImageData
-from ddpm.devices import device_name, resolve_precision
-from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
+from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.module import DDPM
 from ddpm.runs import (
@@ -37,9 +34,9 @@ from ddpm.runs import (
     write_config,
     write_provenance,
 )
-from ddpm.runs.checkpoint_io import RunCheckpointIO
 from ddpm.tasks import display
 from ddpm.tasks import report as compared_runs
+from ddpm.tasks.trainer import build_trainer, check_trainer, fit, speed_up, steps_to_make
 
 
 class Prepared(NamedTuple):
@@ -101,7 +98,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     cfg.paths.run = str(directory)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
-    check_trainer(cfg.trainer)
+    check_trainer(cfg)
     check_places(config, directory)
     model = DDPM.from_config(config)
     begins = cfg.restart or not Run.read(directory).list_checkpoints()
@@ -117,6 +114,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     for callback in callbacks:
         if isinstance(callback, SamplePictures):
             model.check_sampler(callback.sampler)
+    speed_up(model, cfg.channels_last, cfg.compile)
     return Prepared(directory, config, model, data, callbacks)
 
 
@@ -158,88 +156,6 @@ def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: choices[key] if key in choices else OmegaConf.select(values, f"config.{key}") for key in keys}
 
 
-def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | None) -> None:
-    for message in (
-        r"Found \d+ module\(s\) in eval mode",  # the moving average is meant to be
-        "Checkpoint directory .* exists and is not empty",  # a run that goes on
-        ".*LeafSpec",  # Lightning's own
-        "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slower by a hair
-    ):
-        warnings.filterwarnings("ignore", message)
-    try:
-        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            problem = out_of_memory(trainer, model, data)
-        elif trainer.world_size > 1 and is_lost_process(error):
-            problem = "another process of this run has ended, see above for its reason. The same command goes on."
-        else:
-            raise
-    else:
-        return
-    raise UserError(problem)  # out here, as a traceback would keep the tensors of the failed step
-
-
-def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
-    """What was too large, and what can be made smaller."""
-    device = trainer.strategy.root_device
-    parameters = sum(p.numel() for p in model.network.parameters())
-    images = data.batch_size // trainer.world_size
-    shape = "×".join(map(str, model.image_shape))
-    return (
-        f"out of memory on {device_name(device)} ({total_memory(device) / 2**30:.1f} GiB), with a network of "
-        f"{parameters:,} weights and, in each process, batches of {images} images of {shape} in {trainer.precision}. "
-        "Lower data.batch_size (trainer.accumulate_grad_batches makes a step of several), or model.channels, "
-        "or take more devices."
-    )
-
-
-def build_trainer(
-    cfg: DictConfig, callbacks: list[L.Callback], data: ImageData, run: Run | None, resumed_step: int
-) -> L.Trainer:
-    """The Trainer; `run` is None in the processes that do not write, all but the first."""
-    display.quieten_lightning()
-    ours: list[L.Callback] = [] if run is None else [RunStatus(run, data.num_batches)]
-    logger = False
-    if cfg.logger:
-        is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
-        # What a run that was killed logged after its last checkpoint, or before its first, is logged again.
-        logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard else {}))
-    try:
-        ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
-        trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
-            max_steps=steps_to_make(cfg.trainer, data),
-            max_epochs=-1,
-            precision=resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator),
-            callbacks=callbacks + ours,
-            logger=logger,
-            plugins=[RunCheckpointIO(run)] if run is not None else None,
-            default_root_dir=cfg.paths.run,
-            use_distributed_sampler=False,  # the data's own sampler knows the ranks
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {error}") from error
-    if data.batch_size % trainer.world_size:
-        raise UserError(f"data.batch_size={data.batch_size} must be divisible by the {trainer.world_size} processes.")
-    return trainer
-
-
-def check_trainer(trainer: DictConfig) -> None:
-    """Raise a UserError for counts that Lightning takes, and stumbles over when training has begun."""
-    counts = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "val_check_interval": 1}
-    for name, least in counts.items():
-        value = trainer[name]
-        if value is not None and not (isinstance(value, int) and value >= least):
-            raise UserError(f"trainer.{name}={value} must be a whole number, at least {least}.")
-    try:
-        resolve_precision(trainer.precision, trainer.accelerator)
-    except ValueError as error:
-        raise UserError(f"trainer: {error}") from error
-
-
 def check_places(config: Mapping[str, Any], directory: Path) -> None:
     """Raise a UserError if a callback or a logger would write outside the run's directory."""
     for part in ("callbacks", "logger"):
@@ -255,24 +171,6 @@ def check_optimizer(model: DDPM) -> None:
         model.configure_optimizers()
     except (ValueError, TypeError) as error:
         raise UserError(f"optimizer: {error}") from error
-
-
-def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
-    """Optimizer steps until `max_steps` or, of the data's epochs, `max_epochs`, whichever comes first.
-
-    Raises:
-        UserError: neither is set, or there is nothing to do.
-    """
-    limits = []
-    if trainer.max_steps != -1:
-        limits.append(trainer.max_steps)
-    if trainer.max_epochs not in (-1, None):
-        limits.append(trainer.max_epochs * data.num_batches // trainer.accumulate_grad_batches)
-    if not limits:
-        raise UserError("set trainer.max_steps or trainer.max_epochs: without a limit training would not end.")
-    if min(limits) < 1:
-        raise UserError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit.")
-    return int(min(limits))
 
 
 def tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:

@@ -1,0 +1,101 @@
+"""Which device, how many, and how: settings become arguments for Lightning, or one plain sentence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from .precision import resolve_precision
+
+GPUS = ("cuda", "xpu", "mps")
+"""in the order in which "auto" and "gpu" take them"""
+STRATEGIES = ("auto", "ddp", "fsdp")
+
+
+def lightning_arguments(
+    accelerator: str = "auto",
+    devices: int | str | Sequence[int] = 1,
+    num_nodes: int = 1,
+    precision: str = "auto",
+    strategy: str = "auto",
+) -> dict[str, Any]:
+    """Arguments for Lightning's `Trainer` or `Fabric`, checked against the machine.
+
+    Args:
+        accelerator: "auto" takes CUDA, then XPU, then MPS, then the CPU.
+        devices: a number, indices, or "auto" for all; on the CPU a number of processes.
+        precision: see `resolve_precision`.
+        strategy: "auto" is DDP where there are several processes; "fsdp", for `Trainer` alone, shards the model.
+
+    Raises:
+        ValueError: a device that is not there, more than there are, or a precision or a strategy that it lacks.
+    """
+    accelerator = resolve_accelerator(accelerator)
+    devices = devices if isinstance(devices, (int, str)) else list(devices)
+    processes = num_nodes * count_devices(accelerator, devices)
+    precision = resolve_precision(precision, accelerator)
+    if strategy == "fsdp" and precision == "16-mixed":
+        raise ValueError("strategy=fsdp has no precision=16-mixed: take bf16-mixed or 32-true.")
+    return {
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "precision": precision,
+        "strategy": resolve_strategy(strategy, accelerator, processes),
+    }
+
+
+def resolve_accelerator(accelerator: str) -> str:
+    """Lightning's name of the accelerator that "auto" (or "gpu") means here; any other is returned as it is.
+
+    Raises:
+        ValueError: an unknown one, or one of which this machine has no device.
+    """
+    candidates = {"auto": (*GPUS, "cpu"), "gpu": GPUS}.get(accelerator, (accelerator,))
+    if unknown := set(candidates) - set(ACCELERATOR_REGISTRY):
+        names = ", ".join(sorted(ACCELERATOR_REGISTRY))
+        raise ValueError(f"accelerator={unknown.pop()} is none of auto, gpu, {names}.")
+    for name in candidates:
+        if ACCELERATOR_REGISTRY[name]["accelerator"].is_available():
+            return name
+    hint = " XPUs need Intel's driver and the torch build for XPU (see pytorch.org's \"Get started\")."
+    raise ValueError(
+        f"accelerator={accelerator} is not available: torch {torch.__version__} finds no such device here."
+        f"{hint if accelerator == 'xpu' else ''} accelerator=auto takes what there is."
+    )
+
+
+def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
+    """How many devices of this machine `devices` names; on the CPU, how many processes.
+
+    Raises:
+        ValueError: none, or some that are not there.
+    """
+    kind = ACCELERATOR_REGISTRY[accelerator]["accelerator"]
+    available = kind.auto_device_count()
+    if devices == "auto":
+        return available
+    try:
+        return len(kind.get_parallel_devices(kind.parse_devices(devices)))
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        has = "on the CPU it is a number of processes" if accelerator == "cpu" else f"this machine has {available}"
+        raise ValueError(f"devices={devices} does not fit accelerator={accelerator}: {has}.") from error
+
+
+def resolve_strategy(strategy: str, accelerator: str, processes: int) -> str:
+    """The name under which Lightning knows the strategy on that accelerator.
+
+    Raises:
+        ValueError: an unknown one, or one that the accelerator lacks.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy={strategy} is none of {', '.join(STRATEGIES)}.")
+    if accelerator == "mps" and (strategy != "auto" or processes > 1):
+        raise ValueError("accelerator=mps is one device, in one process: leave the strategy out.")
+    if strategy == "fsdp":
+        return "fsdp2"
+    if accelerator == "xpu":
+        return "single_xpu" if strategy == "auto" and processes == 1 else "ddp_xpu"
+    return strategy
