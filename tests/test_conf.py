@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from small import IMAGE_SHAPE, small_unet, trained_a_little
@@ -96,7 +97,9 @@ def test_every_value_of_a_named_sweep_composes(name):
         params = compose("train", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
     assert len(params) > 0
     for key, values in params.items():
-        for value in str(values).split(","):
+        override = OverridesParser.create().parse_override(f"{key}={values}")
+        among = override.value()
+        for value in override.sweep_string_iterator() if override.is_discrete_sweep() else (among.start, among.end):
             composed("train", f"{key}={value}")
 
 

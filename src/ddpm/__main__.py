@@ -5,7 +5,6 @@ its job starts, so that help, completion and `--cfg` answer without loading torc
 """
 
 import difflib
-import importlib.util
 import itertools
 import os
 import re
@@ -30,9 +29,6 @@ Examples
   ddpm train experiment=quickstart
   ddpm train schedule=linear,cosine seed=1,2,3 -m
   ddpm sample ckpt=outputs/train/quickstart/base num_samples=64"""
-
-# Hydra's plugins that come with an extra: `pip install 'ddpm[ray]'`.
-EXTRAS = {"hydra_ray_launcher": "ray", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
 
 COMPLETION = ("-sc", "--shell-completion")  # the flag that the shell's script starts its queries with
 
@@ -136,8 +132,8 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
             failed = True
             raise
 
-    # Some of our launchers and sweepers are named as their plugins' schemas, which then check them.
-    warnings.filterwarnings("ignore", "\n'hydra/.*' is validated against ConfigStore schema")
+    # Our settings for Ray have the name of its plugin's schema, which then checks them.
+    warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
     sys.argv[1:] = arguments  # Lightning starts its other ranks with these
     # Hydra then raises its errors to us, instead of printing them with a hint at this variable.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -151,22 +147,11 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
         if failed or debugging():  # from inside a job: the author of a network needs the traceback
             raise
         causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
-        if missing := missing_plugin(error):
-            sys.exit(f"ddpm {command}: {missing}")
         sys.exit("\n".join(str(part).strip() for part in (error, *causes) if str(part).strip()))
     except RuntimeError as error:  # what Hydra raises for a plugin that it does not find
-        missing = missing_plugin(error)
-        if failed or missing is None:
+        if failed or "hydra_ray_launcher" not in str(error):
             raise
-        sys.exit(f"ddpm {command}: {missing}")
-
-
-def missing_plugin(error: Exception) -> str | None:
-    """What to install, if an error of Hydra's is about a plugin that is not."""
-    for plugin, extra in EXTRAS.items():
-        if plugin in str(error) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-            return f"{plugin} is not installed: pip install 'ddpm[{extra}]' (in a clone, pip install -e '.[{extra}]')."
-    return None
+        sys.exit(f"ddpm {command}: hydra/launcher=ray needs Ray, pip install 'ddpm[ray]'")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def run_sweep(
     remaining = iter(outlooks)
     for batch in batches:
         todo = [list(job) for job, outlook in zip(batch, remaining, strict=False) if not outlook.is_done]
-        told = [[*job, f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"] for job in todo]
+        told = [[*job, telling(swept)] for job in todo]
         results = launcher.launch(told, initial_job_idx=len(returns)) if told else []
         failed += [
             job_name(job, swept) for job, r in zip(todo, results, strict=True) if r.status != JobStatus.COMPLETED
@@ -64,6 +64,11 @@ def run_sweep(
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     return returns
+
+
+def telling(swept: Sequence[str]) -> str:
+    """The override by which a job knows which keys vary."""
+    return f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"
 
 
 def check_jobs(
@@ -79,10 +84,7 @@ def check_jobs(
     same: dict[Path, list[str]] = defaultdict(list)
     for job in track(jobs, "checking the jobs", console=display.console, transient=True, disable=len(jobs) < 2):
         try:
-            job_config = loader.load_sweep_config(config, list(job))
-            with as_current_job(job_config) as task_config:
-                check_values(config.hydra.job.config_name, task_config)
-                outlooks.append(task.outlook(task_config))
+            outlooks.append(check_job(config, job, loader, task))
         except (UserError, HydraException) as error:
             problems.append(f"  {job_name(job, swept)}: {error}")
         else:
@@ -95,3 +97,15 @@ def check_jobs(
     if problems:
         raise UserError("\n".join(["nothing was started, since not every job can be:", *problems]))
     return outlooks
+
+
+def check_job(config: DictConfig, job: Sequence[str], loader: ConfigLoader, task: ModuleType) -> Outlook:
+    """What would become of a job.
+
+    Raises:
+        UserError, HydraException: its config does not compose, or cannot be built.
+    """
+    with as_current_job(loader.load_sweep_config(config, list(job))) as task_config:
+        check_values(config.hydra.job.config_name, task_config)
+        outlook: Outlook = task.outlook(task_config)
+        return outlook

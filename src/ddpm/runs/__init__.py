@@ -4,6 +4,7 @@ from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoin
 from ddpm.runs.config import check_same_config, leaves, write_config
 from ddpm.runs.identity import (
     SWEPT_KEYS,
+    TRIAL,
     identity_overrides,
     results_name,
     run_directory,
@@ -17,6 +18,7 @@ from ddpm.runs.status import Status, provenance, write_json, write_provenance
 
 __all__ = [
     "SWEPT_KEYS",
+    "TRIAL",
     "Outlook",
     "Run",
     "Status",

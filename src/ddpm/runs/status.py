@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from ddpm.runs.files import read_json, replace_file
 
-State = Literal["running", "finished", "failed", "interrupted"]
+State = Literal["running", "finished", "failed", "interrupted", "pruned"]
 INTERRUPTED = 75
 """the exit code of a run that was asked to stop, and goes on by the same command: EX_TEMPFAIL"""
 

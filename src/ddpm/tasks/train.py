@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.callbacks import SamplePictures, SweptHyperparameters
+from ddpm.callbacks.pruning import why_stopped
 from ddpm.configs import build
 from ddpm.data import ImageData
 from ddpm.devices import device_name
@@ -144,8 +145,9 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
         except UserError as error:
             run.end("failed", trainer.global_step, str(error))
             raise
-        run.end("finished", trainer.global_step)
-    report(run, "finished")
+        stopped = why_stopped(trainer)
+        run.end("pruned" if stopped else "finished", trainer.global_step, stopped)
+    report(run, stopped or "finished")
 
 
 def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:

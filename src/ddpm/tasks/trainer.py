@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from ddpm.callbacks import LastCheckpoint, RunStatus
+from ddpm.callbacks.pruning import of_a_trial
 from ddpm.configs import build
 from ddpm.data import ImageData
 from ddpm.devices import device_name
@@ -72,6 +73,7 @@ def build_trainer(
         # What a run that was killed logged after its last checkpoint, or before its first, is logged again.
         logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard else {}))
     try:
+        ours += of_a_trial(cfg, writes=run is not None)
         ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             max_steps=steps_to_make(cfg.trainer, data),
