@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm import slurm
 from ddpm.errors import UserError
 from ddpm.runs.identity import task_overrides
 from ddpm.runs.status import INTERRUPTED
@@ -30,7 +31,7 @@ EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/trai
 
 PARENT = "DDPM_PARENT"
 """the environment variable that tells a job in a process of its own which process has started it"""
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run_job(command: str | None, config: DictConfig) -> Any:
@@ -48,11 +49,10 @@ def run_job(command: str | None, config: DictConfig) -> Any:
             return run_in_process_of_its_own(command)
         stop_with_parent()
         task = importlib.import_module(f"ddpm.tasks.{command}")
-        devices = importlib.import_module("ddpm.devices.failures")  # imports torch
         if config.get("dry_run"):
             return display.outlooks([(job_name(task_overrides()), task.outlook(config))])
-        if sweeping:
-            devices.release_memory()  # what the job before has left
+        if sweeping and "torch" in sys.modules:
+            importlib.import_module("ddpm.devices.failures").release_memory()  # what the job before has left
         return task.run(config)
     except Exception as error:
         expected = isinstance(error, UserError) and not debugging()
@@ -63,7 +63,7 @@ def run_job(command: str | None, config: DictConfig) -> Any:
         sys.exit(f"ddpm {command}: {message}")
     name = job_name(task_overrides())
     print(f"ddpm {command} {name}: {message}", file=sys.stderr, flush=True)
-    raise UserError(f"{name} failed")
+    raise UserError(message)
 
 
 def check_values(command: str, config: DictConfig) -> None:
@@ -102,7 +102,7 @@ def needs_processes(config: DictConfig) -> bool:
     """Whether a job takes several processes that it must start itself."""
     trainer = config.get("trainer") or {}
     alone = trainer.get("devices", 1) in (1, "1") and trainer.get("num_nodes", 1) == 1
-    return not alone and "SLURM_PROCID" not in os.environ  # Slurm has started all of them
+    return not alone and not slurm.is_task()  # Slurm has started all of them
 
 
 def in_a_shared_worker() -> bool:
@@ -138,8 +138,10 @@ def run_in_process_of_its_own(command: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if code == INTERRUPTED or (asked_to_stop and code != 0):  # the sweep ends with it
-        sys.exit(INTERRUPTED)
+    if code == INTERRUPTED or (asked_to_stop and code != 0):
+        if in_a_shared_worker():
+            raise UserError("the job was interrupted.")
+        sys.exit(INTERRUPTED)  # the sweep ends with it
     if code != 0:
         raise UserError(f"the job's own process ended with {code}, see above.")
 

@@ -1,3 +1,6 @@
+import os
+import signal
+import sys
 from types import SimpleNamespace
 
 import lightning as L
@@ -6,6 +9,7 @@ import torch
 from small import fit, small_model
 
 from ddpm.callbacks import LastCheckpoint
+from ddpm.errors import UserError
 
 
 class Saved(L.Callback):
@@ -93,3 +97,48 @@ def test_a_validation_that_was_interrupted_is_made_again(tmp_path):
         fit(small_model(), 6, before, LastCheckpoint(tmp_path, None, 1, 60), **validation)
     fit(small_model(), 6, after, resume=tmp_path / "checkpoints" / "last.ckpt", **validation)
     assert before.steps + after.steps == [2, 4, 6]
+
+
+class Signals(L.Callback):
+    """Sends signals to this process during the third step."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 2:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+def requeue_and_leave():
+    sys.exit(-1)
+
+
+def fail_to_requeue():
+    raise RuntimeError("too many time limits")
+
+
+@pytest.mark.parametrize(
+    ("part", "end"), [(requeue_and_leave, -1), (lambda: None, 75), (fail_to_requeue, "saved: too many time limits")]
+)
+@pytest.mark.parametrize("numbers", [[signal.SIGUSR2], [signal.SIGUSR2, signal.SIGTERM]])
+def test_a_handler_from_before_does_its_part_after_the_save(tmp_path, request, part, end, numbers):
+    """As submitit's does, which puts the job back into Slurm's queue."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    calls = []
+
+    def handler(number, frame):
+        calls.append((number, torch.load(path, weights_only=True)["global_step"]))
+        part()
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGUSR2, before))
+    with pytest.raises((SystemExit, UserError)) as caught:
+        fit(small_model(), 5, Signals(*numbers), LastCheckpoint(tmp_path, None, 100, 60))
+    assert calls == [(signal.SIGUSR2, 3)]
+    assert signal.getsignal(signal.SIGUSR2) is handler
+    if isinstance(end, str):
+        assert end in str(caught.value)
+    else:
+        assert caught.value.code == end

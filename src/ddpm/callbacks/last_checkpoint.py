@@ -9,21 +9,26 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from ddpm import slurm
+from ddpm.errors import UserError
 from ddpm.progress import batches_done
 from ddpm.runs.run import LAST, Run
 from ddpm.runs.status import INTERRUPTED
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Of several, the last of these counts: the one whose handler can do most for the run.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LastCheckpoint(Checkpoint):
     """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and when asked to stop.
 
-    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask: the step is finished, the checkpoint written, and the process exits
-    with 75. A second Ctrl-C stops at once.
+    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 ask: the step is finished, the checkpoint written, and the process
+    exits with 75. A second Ctrl-C stops at once. Who had a handler for SIGUSR1 or SIGUSR2 gets the signal before the
+    exit: submitit, which puts the job back into Slurm's queue. SIGTERM as Slurm's warning counts as SIGUSR2.
 
     A step whose validation is due is saved after that, so that a run that goes on from it has not skipped it. For
     this it must stand behind the callbacks that act on validation (Lightning puts every `Checkpoint` behind the
@@ -42,6 +47,7 @@ class LastCheckpoint(Checkpoint):
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.signal: signal.Signals | None = None
+        self.handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
@@ -49,13 +55,13 @@ class LastCheckpoint(Checkpoint):
             self.handlers = {number: signal.signal(number, self.ask_to_stop) for number in SIGNALS}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in getattr(self, "handlers", {}).items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if number == self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self.signal = max(self.signal or SIGNALS[0], signal.Signals(number), key=SIGNALS.index)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         batches = batches_done(trainer)
@@ -91,13 +97,24 @@ class LastCheckpoint(Checkpoint):
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
 
     def stop(self, trainer: L.Trainer) -> None:
+        # One process may have heard of it before the others.
+        place = torch.tensor(SIGNALS.index(self.signal or SIGNALS[0]), device=trainer.strategy.root_device)
+        number = SIGNALS[int(trainer.strategy.reduce(place, reduce_op="max"))]
         if self.run is not None:
-            name = self.signal.name if self.signal else "a signal to another process"
-            self.run.end("interrupted", trainer.global_step, f"interrupted by {name}")
+            how = f"interrupted by {number.name}"
+            self.run.end("interrupted", trainer.global_step, how)
             print(
-                f"\ninterrupted by {name} after step {trainer.global_step}: the same command goes on from there.",
+                f"\n{how} after step {trainer.global_step}: the same command goes on from there.",
                 file=sys.stderr,
             )
         trainer.strategy.barrier("interrupted")
+        if number == signal.SIGTERM and trainer.is_global_zero and slurm.means_to_go_on():
+            number = signal.SIGUSR2
+        handler = self.handlers.get(number)
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):  # the others' are Lightning's and Python's
+            try:
+                handler(number, None)
+            except Exception as error:
+                raise UserError(f"interrupted by {number.name}, and saved: {error}") from error
         # Lightning kills everything where another process than the first ends with an error.
         sys.exit(INTERRUPTED if trainer.is_global_zero else 0)

@@ -25,7 +25,7 @@ from ddpm.module import DDPM
 from ddpm.runs import Outlook, check_targets, find_checkpoint, results_name, run_name, task_overrides, trusted_targets
 from ddpm.runs.files import read_json
 from ddpm.tasks import display
-from ddpm.tasks.hardware import lightning_arguments
+from ddpm.tasks.hardware import lightning_arguments, number_of_processes
 
 
 class Loaded(NamedTuple):
@@ -80,7 +80,7 @@ def outlook(cfg: DictConfig, what: str) -> Outlook:
         UserError: no such checkpoint, one that cannot be read, trusted, or walked by the sampler, or no such device.
     """
     checkpoint = find_checkpoint(cfg.ckpt)
-    lightning_arguments(cfg.trainer)
+    number_of_processes(cfg.trainer)  # are they there?
     model = DDPM.load_from_checkpoint(checkpoint, trusted=trusted_targets(config_folders()))
     if "sampler" in cfg:
         model.check_sampler(build(cfg.sampler))

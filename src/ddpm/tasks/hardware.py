@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ddpm import devices
+from ddpm import devices, slurm
 from ddpm.errors import UserError
 
 KEYS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
@@ -28,5 +28,9 @@ def number_of_processes(trainer: DictConfig) -> int:
     Raises:
         UserError: as `lightning_arguments`.
     """
+    if slurm.is_elsewhere():  # on nodes that need not be like this one
+        if not isinstance(trainer.devices, int):
+            raise UserError(f"trainer.devices={trainer.devices}: Slurm must be told a number.")
+        return int(trainer.num_nodes * trainer.devices)
     arguments = lightning_arguments(trainer)
     return int(arguments["num_nodes"] * devices.count_devices(arguments["accelerator"], arguments["devices"]))

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm import slurm
 from ddpm.callbacks import SamplePictures, SweptHyperparameters
 from ddpm.callbacks.pruning import why_stopped
 from ddpm.configs import build
@@ -62,9 +63,12 @@ def run(cfg: DictConfig) -> float | None:
     prepared = prepare(cfg)
     directory, config, model, data, callbacks = prepared
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        # The first process has the directory, and has started this one.
-        checkpoint = Run.read(directory).newest_intact_checkpoint()
-        fit(build_trainer(cfg, callbacks, data, run=None, resumed_step=0), model, data, checkpoint)
+        # The first process has the directory, and has started this one, unless Slurm has started all.
+        others = Run.read(directory)
+        checkpoint = None if cfg.restart else others.newest_intact_checkpoint()
+        trainer = build_trainer(cfg, callbacks, data, run=None, resumed_step=0)
+        if not is_finished(others, step_of(checkpoint), trainer):
+            fit(trainer, model, data, checkpoint)
         return None
     if not cfg.restart:
         check_same_config(directory, config, cfg.not_identity)
@@ -97,6 +101,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     """Build what can be wrong, before anything is written."""
     directory = directory_of(cfg)
     cfg.paths.run = str(directory)
+    cfg.restart = cfg.restart and not slurm.is_requeued()  # else a preempted job would begin again each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
     check_trainer(cfg)
@@ -125,9 +130,9 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
     if hyperparameters := swept_hyperparameters(config):
         callbacks.append(SweptHyperparameters(hyperparameters))
     checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
-    step = load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    step = step_of(checkpoint)
     trainer = build_trainer(cfg, callbacks, data, run, step)
-    if run.status.state == "finished" and step >= trainer.max_steps:
+    if is_finished(run, step, trainer):
         report(run, "finished before")
         return
 
@@ -148,6 +153,14 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
         stopped = why_stopped(trainer)
         run.end("pruned" if stopped else "finished", trainer.global_step, stopped)
     report(run, stopped or "finished")
+
+
+def step_of(checkpoint: Path | None) -> int:
+    return load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+
+
+def is_finished(run: Run, step: int, trainer: L.Trainer) -> bool:
+    return run.status.state == "finished" and step >= trainer.max_steps
 
 
 def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:

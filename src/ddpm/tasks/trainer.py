@@ -2,12 +2,15 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from ddpm import slurm
 from ddpm.callbacks import LastCheckpoint, RunStatus
 from ddpm.callbacks.pruning import of_a_trial
 from ddpm.configs import build
@@ -72,21 +75,26 @@ def build_trainer(
         is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
         # What a run that was killed logged after its last checkpoint, or before its first, is logged again.
         logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard else {}))
+    plugins: list[Any] = [] if run is None else [RunCheckpointIO(run)]
     try:
         ours += of_a_trial(cfg, writes=run is not None)
         ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
+        if slurm.is_task():
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # LastCheckpoint heeds the signals
+            # Lightning leaves this out here, and each process would train alone.
+            plugins[-1].validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             max_steps=steps_to_make(cfg.trainer, data),
             max_epochs=-1,
             **lightning_arguments(cfg.trainer),
             callbacks=callbacks + ours,
             logger=logger,
-            plugins=[RunCheckpointIO(run)] if run is not None else None,
+            plugins=plugins,
             default_root_dir=cfg.paths.run,
             use_distributed_sampler=False,  # the data's own sampler knows the ranks
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}") from error
     return trainer
 
