@@ -19,7 +19,8 @@ from rich.progress import track
 
 from ddpm.errors import UserError
 from ddpm.jobs import as_current_job, check_values, job_name
-from ddpm.runs import SWEPT_KEYS, Outlook
+from ddpm.runs import SWEPT_KEYS, Outlook, Run
+from ddpm.runs.outlook import is_locked
 from ddpm.tasks import display
 
 
@@ -38,7 +39,8 @@ def run_sweep(
         batches: the overrides of each job, in groups that are launched together.
 
     Raises:
-        UserError: a job cannot be, and nothing was started; or some failed, after all had their turn.
+        UserError: a job cannot be, and nothing was started; or some failed, after all had their turn. What another
+            process was training when its turn came has not.
     """
     task = importlib.import_module(f"ddpm.tasks.{config.hydra.job.config_name}")
     jobs = list(chain.from_iterable(batches))
@@ -48,22 +50,31 @@ def run_sweep(
         return []
 
     returns: list[JobReturn] = []
-    failed: list[str] = []
+    broken: list[tuple[str, Path]] = []
     remaining = iter(outlooks)
     for batch in batches:
-        todo = [list(job) for job, outlook in zip(batch, remaining, strict=False) if not outlook.is_done]
-        told = [[*job, telling(swept)] for job in todo]
+        todo = [(job, outlook) for job, outlook in zip(batch, remaining, strict=False) if not outlook.is_done]
+        told = [[*job, telling(swept)] for job, _ in todo]
         results = launcher.launch(told, initial_job_idx=len(returns)) if told else []
-        failed += [
-            job_name(job, swept) for job, r in zip(todo, results, strict=True) if r.status != JobStatus.COMPLETED
+        broken += [
+            (job_name(job, swept), outlook.directory)
+            for (job, outlook), r in zip(todo, results, strict=True)
+            if r.status != JobStatus.COMPLETED
         ]
         returns += results
 
     if hasattr(task, "after_sweep"):
         task.after_sweep(config, [outlook.directory for outlook in outlooks])
-    if failed:
+    if left := [name for name, directory in broken if is_in_other_hands(directory)]:
+        display.console.print(f"Left to other processes, which had them first: {'; '.join(left)}")
+    if failed := [name for name, _ in broken if name not in left]:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     return returns
+
+
+def is_in_other_hands(directory: Path) -> bool:
+    """Whether a job that this sweep could not do is, or was, done by another, of the same sweep started twice say."""
+    return is_locked(directory) or Run.read(directory).status.state == "finished"
 
 
 def telling(swept: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,33 @@ def test_a_named_sweep_is_the_runs_of_its_grid(ddpm_cli, tmp_path):
     assert "sweep-schedules" not in answer.stdout
 
 
+def test_two_who_start_the_same_sweep_at_once_share_its_jobs(tmp_path):
+    sweeps = [start(tmp_path, *QUICK, "seed=0,1,2", "-m", stdout=subprocess.PIPE) for _ in range(2)]
+    outputs = [sweep.communicate(timeout=240) for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
+    assert states(tmp_path) == {"seed-0": "finished", "seed-1": "finished", "seed-2": "finished"}
+    trained = [line for screen, _ in outputs for line in screen.splitlines() if line.startswith("Training: ")]
+    assert len(trained) == len(set(trained)) == 3
+    for run in runs(tmp_path).values():
+        assert len(list(run.glob("events*"))) == 1
+
+
+def test_a_sweep_whose_runs_were_moved_or_deleted_does_what_is_missing(ddpm_cli, tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    assert ddpm_cli("train", *QUICK, "seed=0,1,2", "-m", cwd=tmp_path / "here").returncode == 0
+    (tmp_path / "here" / "outputs").rename(tmp_path / "there" / "outputs")
+    shutil.rmtree(runs(tmp_path / "there")["seed-1"])
+    before = {name: (path / "status.json").read_bytes() for name, path in runs(tmp_path / "there").items()}
+
+    again = ddpm_cli("train", *QUICK, "seed=0,1,2", "-m", cwd=tmp_path / "there")
+    assert again.returncode == 0
+    assert "Launching 1 jobs" in again.stdout
+    assert states(tmp_path / "there") == {"seed-0": "finished", "seed-1": "finished", "seed-2": "finished"}
+    after = {name: (path / "status.json").read_bytes() for name, path in runs(tmp_path / "there").items()}
+    assert {name: after[name] for name in before} == before
+
+
 def hyperparameters(run: Path) -> list[dict[str, object]]:
     """What the run's event files, each read alone, say on the HPARAMS page."""
     rows = []
@@ -98,11 +126,11 @@ def test_hparams_hold_the_swept_keys_alone_also_after_a_resume(ddpm_cli, tmp_pat
     assert all(EventAccumulator(str(run)).Reload().Scalars("val/bpd") for run in folders)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "ddpm", "train", *arguments],
         cwd=folder,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -162,7 +162,9 @@ class Search:
         """Tell the study how a trial ended; False if it was interrupted, and has not ended."""
         run = Run.read(claim.outlook.directory)
         state, metrics, metric = run.status.state, run.read_metrics(), self.settings.metric
-        if broken:
+        if broken and state != "finished":
+            if is_locked(claim.outlook.directory):  # another process was the first there
+                return True
             if state == "interrupted":
                 return False
             self.fail(claim.number, claim.job, run.status.error or f"see above, and {run.directory}")
