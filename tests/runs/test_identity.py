@@ -144,8 +144,8 @@ def test_underscores_and_dashes_do_not_make_two_runs_one(many):
 def test_results_of_runs_that_share_a_name_do_not_share_a_place(tmp_path):
     outputs = tmp_path / "outputs"
     inside = outputs / "train" / "quickstart" / "base"
-    assert results_name([inside], outputs).as_posix() == "quickstart/base"
-    assert results_name([outputs / "train"], outputs).as_posix() == "train"
+    assert results_name([inside], outputs) == (Path("quickstart/base"), "")
+    assert results_name([outputs / "train"], outputs) == (Path("train"), "")
     places = [[inside], [tmp_path / "a" / "base"], [tmp_path / "b" / "base"]]
     places += [[inside, other] for (other,) in places[1:]]
     assert len({results_name(place, outputs) for place in places}) == len(places)

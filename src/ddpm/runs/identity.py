@@ -46,11 +46,11 @@ def run_directory(
     return Path(outputs) / command / folder / run_name(overrides, not_identity)
 
 
-def results_name(places: Sequence[Path], outputs: str | Path) -> Path:
-    """A name for what is made of runs, or of folders of runs, that no others have.
+def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str]:
+    """A name for what is made of runs, or of folders of runs, and what to add to it so that no others share it.
 
-    Below outputs/train it is the way from there. One that lies elsewhere has its name and a digest of where it lies,
-    and several have a digest of all.
+    Below outputs/train it is the way from there, and nothing is to be added. One that lies elsewhere has its own name
+    and, to be added, a digest of where it lies; several have a digest of all.
     """
     first, *others = (place.resolve() for place in places)
     trained = (Path(outputs) / "train").resolve()
@@ -58,10 +58,10 @@ def results_name(places: Sequence[Path], outputs: str | Path) -> Path:
     name = first.relative_to(trained) if inside else Path(first.name or "root")
     if others:
         name = name.with_name(f"{name.name}_and_{len(others)}_more")
-    if others or not first.is_relative_to(trained):
-        where = "\n".join(map(str, (first, *others)))
-        name = name.with_name(f"{name.name}.{hashlib.sha256(where.encode()).hexdigest()[:10]}")
-    return name
+    elif first.is_relative_to(trained):
+        return name, ""
+    where = "\n".join(map(str, (first, *others)))
+    return name, "." + hashlib.sha256(where.encode()).hexdigest()[:10]
 
 
 def run_name(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> str:

@@ -192,7 +192,8 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     """`outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
     hydra = HydraConfig.get()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    name = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
-    last = checkpoint.stem if name == "base" else f"{checkpoint.stem}_{name}"
+    of_run, mark = results_name([run], cfg.paths.outputs)
+    overrides = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
+    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     assert hydra.job.config_name is not None
-    return Path(cfg.paths.outputs) / hydra.job.config_name / results_name([run], cfg.paths.outputs) / last
+    return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

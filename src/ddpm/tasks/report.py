@@ -76,7 +76,8 @@ def places_of(cfg: DictConfig) -> list[Path]:
 
 def report_directory(cfg: DictConfig) -> Path:
     """`outputs/report/<name of the runs' folder>`."""
-    return Path(cfg.paths.outputs) / "report" / results_name(places_of(cfg), cfg.paths.outputs)
+    name, mark = results_name(places_of(cfg), cfg.paths.outputs)
+    return Path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
 
 
 def write(directory: Path, compared: Comparison, title: str) -> list[str]:
