@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,29 @@ def test_one_two_and_four_processes_are_the_same_training(ddpm_cli, witness, tmp
             assert [value for _, value in shared[name]] == pytest.approx([value for _, value in points], rel=1e-4), name
         for name, tensor in weights.items():
             assert torch.allclose(shared_weights[name], tensor, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_nodes_that_were_told_of_each_other_train_as_one_with_two_processes(ddpm_cli, tmp_path):
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    for folder in (together, apart):
+        folder.mkdir()
+    few = [*TRAIN, "trainer.max_steps=4", "trainer.limit_val_batches=2", "trainer.val_check_interval=2"]
+    assert ddpm_cli(*few, "trainer.devices=2", cwd=together).returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ddpm", *few, "trainer.num_nodes=2"],
+            cwd=apart, env=os.environ | address | {"NODE_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    messages = [node.communicate(timeout=240)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], messages
+    one, other = (torch.load(next(f.rglob("last.ckpt")), weights_only=True)["state_dict"] for f in (together, apart))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def start(folder: Path) -> subprocess.Popen[str]:

@@ -45,6 +45,7 @@ def slow(overrides, words):
         slow(["trainer=cpu", "trainer.precision=16-mixed"], ["precision=16-mixed is not for accelerator=cpu"]),
         slow(["trainer=cpu", "trainer.devices=0"], ["devices=0 does not fit accelerator=cpu"]),
         (["trainer=cpu", "trainer.devices=3"], ["data.batch_size=128 must be divisible by the 3 processes"]),
+        slow(["trainer=cpu", "trainer.num_nodes=2"], ["start the same command on each node", "MASTER_ADDR"]),
         slow(["data.on_device=true", "data.num_workers=2"], ["on_device=true takes no workers"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",

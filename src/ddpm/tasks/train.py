@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm import slurm
@@ -38,6 +37,7 @@ from ddpm.runs import (
 )
 from ddpm.tasks import display
 from ddpm.tasks import report as compared_runs
+from ddpm.tasks.hardware import is_first_process
 from ddpm.tasks.trainer import build_trainer, check_trainer, fit, speed_up, steps_to_make
 
 
@@ -62,8 +62,7 @@ def run(cfg: DictConfig) -> float | None:
     """
     prepared = prepare(cfg)
     directory, config, model, data, callbacks = prepared
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        # The first process has the directory, and has started this one, unless Slurm has started all.
+    if not is_first_process():  # that one has the directory
         others = Run.read(directory)
         checkpoint = None if cfg.restart else others.newest_intact_checkpoint()
         trainer = build_trainer(cfg, callbacks, data, run=None, resumed_step=0)
