@@ -137,7 +137,7 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
 
     with log_to(directory / "log.txt"):
         text = write_config(directory, config)
-        write_provenance(directory, device_name(trainer.strategy.root_device))
+        write_provenance(directory, device_name(trainer.strategy.root_device), overrides=task_overrides())
         if checkpoint is None:
             for logger in tensorboards(trainer):
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
