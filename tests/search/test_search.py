@@ -41,13 +41,21 @@ def state(run: Path) -> str | None:
     return status.state if status else None
 
 
+def test_a_metric_that_no_run_has_ends_the_search_at_its_first_trial(ddpm_cli, tmp_path):
+    answer = ddpm_cli(*SEARCH, LEARNING_RATE, "hydra.sweeper.n_trials=3", "hydra.sweeper.metric=val/bdp")
+    assert answer.returncode == 1
+    assert "hydra.sweeper.metric=val/bdp is not among what a run measures: " in answer.stderr
+    assert "val/bpd" in answer.stderr
+    assert answer.stdout.count("Launching") == 1
+
+
 def test_a_search_goes_on_up_to_its_total(ddpm_cli, tmp_path):
     first = ddpm_cli(*SEARCH, LEARNING_RATE, "hydra.sweeper.n_trials=2")
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("Launching") == 2
     assert "2 of 2 trials done" in first.stdout
     best = min(trials(tmp_path), key=lambda trial: trial.value)
-    assert f"The best is trial {best.number}: val/bpd" in first.stdout
+    assert re.search(rf"The best is optimizer.lr={best.params['optimizer.lr']:.2g}\d*: val/bpd", first.stdout)
     command = re.search(r"^  ddpm (train .*)$", first.stdout, re.MULTILINE)
     assert command is not None
     assert f"optimizer.lr={best.params['optimizer.lr']:.3g}" in command[1]

@@ -87,6 +87,7 @@ class Search:
         """Train some trials; None where nothing is left to do.
 
         Raises:
+            UserError: the metric is none that a run has; other trials would not have it either.
             SystemExit: one was interrupted.
         """
         with ExitStack() as held:
@@ -171,7 +172,8 @@ class Search:
         elif state == "pruned":
             self.study.tell(claim.number, TrialState.PRUNED)
         elif metric not in metrics:
-            self.fail(claim.number, claim.job, f"its metrics.json has no {metric}, but {', '.join(metrics)}")
+            self.fail(claim.number, claim.job, f"no {metric}")
+            raise UserError(f"hydra.sweeper.metric={metric} is not among what a run measures: {', '.join(metrics)}.")
         elif metrics[metric] is None:  # NaN: as bad as can be
             self.study.tell(claim.number, TrialState.PRUNED)
         else:
@@ -215,7 +217,8 @@ class Search:
         if complete:
             sign = 1 if self.settings.direction == "minimize" else -1
             best = min(complete, key=lambda trial: sign * trial.values[0])
-            display.console.print(f"The best is trial {best.number}: {self.settings.metric} {best.value:.4g}")
+            point = job_name(self.space.job(best.params), self.space.keys)
+            display.console.print(f"The best is {point}: {self.settings.metric} {best.value:.4g}")
             directory = self.directory(best)
             typed = [o for o in self.space.job(best.params) if o.split("=")[0].lstrip("+") not in ("sweep", "dry_run")]
             commands = [f"ddpm train {shlex.join(typed)}", f"ddpm sample ckpt={shlex.quote(str(directory))}"]

@@ -112,7 +112,8 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
     for message in (
         r"Found \d+ module\(s\) in eval mode",  # the moving average is meant to be
         "Checkpoint directory .* exists and is not empty",  # a run that goes on
-        ".*LeafSpec",  # Lightning's own
+        ".*LeafSpec",  # Lightning's own, and so is the next
+        "torch.distributed.nn.functional.all_gather is deprecated",
         "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slower by a hair
     ):
         warnings.filterwarnings("ignore", message)
