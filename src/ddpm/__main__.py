@@ -30,6 +30,13 @@ Examples
   ddpm train schedule=linear,cosine seed=1,2,3 -m
   ddpm sample ckpt=outputs/train/quickstart/base num_samples=64"""
 
+# Ray would leave out lines that several jobs have in common, and kill jobs that it could ask to save and to stop.
+RAY = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_kill_child_processes_on_worker_exit": "0",
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "0",
+}
+
 COMPLETION = ("-sc", "--shell-completion")  # the flag that the shell's script starts its queries with
 
 
@@ -134,6 +141,8 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
 
     # Our settings for Ray have the name of its plugin's schema, which then checks them.
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
+    for name, value in RAY.items():
+        os.environ.setdefault(name, value)
     sys.argv[1:] = arguments  # Lightning starts its other ranks with these
     # Hydra then raises its errors to us, instead of printing them with a hint at this variable.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -4,7 +4,6 @@ Imports no torch; the commands that are checked do.
 """
 
 import importlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -52,7 +51,6 @@ def run_sweep(
 
     if done := sum(outlook.is_done for outlook in outlooks):
         display.console.print(f"{done} of {len(jobs)} jobs were finished before")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would leave out lines that several jobs have in common
     returns: list[JobReturn] = []
     broken: list[tuple[str, Path]] = []
     remaining = iter(outlooks)

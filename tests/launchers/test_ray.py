@@ -98,6 +98,7 @@ def test_a_killed_sweep_stops_its_jobs_and_goes_on_to_the_bits_of_a_single_run(d
     while any(is_locked(file.parent) for file in files):
         assert time.monotonic() - began < 60
         time.sleep(0.1)
+    assert {status.state for file in files if (status := Status.read(file.parent))} == {"interrupted"}
 
     assert ddpm_cli(*long, "seed=0,1", *ON_RAY, cwd=swept).returncode == 0
     expected, found = weights(run_of(alone, 0)), weights(run_of(swept, 0))

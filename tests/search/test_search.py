@@ -49,6 +49,15 @@ def test_a_metric_that_no_run_has_ends_the_search_at_its_first_trial(ddpm_cli, t
     assert answer.stdout.count("Launching") == 1
 
 
+def test_a_run_that_has_made_more_steps_than_the_search_s_is_no_trial_of_it(ddpm_cli, tmp_path):
+    assert ddpm_cli("train", *TINY, "seed=1", "trainer.max_steps=4").returncode == 0
+    answer = ddpm_cli(*SEARCH, "seed=1,2", "trainer.max_steps=2", "hydra.sweeper.n_trials=3")
+    assert answer.returncode == 1
+    assert "its run has made 4 steps, more than this search's do" in answer.stderr
+    states = {(trial.params["seed"], trial.state) for trial in trials(tmp_path)}
+    assert states <= {(1, TrialState.FAIL), (2, TrialState.COMPLETE)}
+
+
 def test_a_search_goes_on_up_to_its_total(ddpm_cli, tmp_path):
     first = ddpm_cli(*SEARCH, LEARNING_RATE, "hydra.sweeper.n_trials=2")
     assert first.returncode == 0, first.stderr

@@ -1,6 +1,7 @@
 """Runs that are stopped in the middle: by signals, by kill -9, by a second process that wants the same directory."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,18 @@ def test_a_second_process_is_refused_and_harms_nothing(training, ddpm_cli) -> No
     third = ddpm_cli(*TRAIN, "restart=true")  # which would move the directory
     assert third.returncode == 1
     assert first.poll() is None
+
+
+def test_a_run_whose_directory_is_deleted_ends_and_leaves_the_next_one_alone(training, tmp_path: Path) -> None:
+    first = training()
+    shutil.rmtree(next(tmp_path.glob("outputs/train/default/*")))
+    second = training()
+    _, message = first.communicate(timeout=120)
+    assert first.returncode == 1
+    assert "was deleted while this process trained in it" in message
+    assert second.poll() is None
+    assert status(tmp_path)["pid"] == second.pid
+    assert status(tmp_path)["state"] == "running"
 
 
 @pytest.mark.slow

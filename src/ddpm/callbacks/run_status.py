@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from ddpm.errors import UserError
 from ddpm.progress import batches_done
 from ddpm.runs.run import Run
 from ddpm.runs.status import State
@@ -55,10 +56,11 @@ class RunStatus(L.Callback):
             return
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         self.run.status.error = f"{type(exception).__name__}: {exception}"
-        with contextlib.suppress(OSError):  # a full disk may be what it is about
+        with contextlib.suppress(OSError, UserError):  # a full disk, or a directory deleted, may be what it is about
             self.write(trainer, "interrupted" if stopped else "failed")
 
     def write(self, trainer: L.Trainer, state: State) -> None:
+        self.run.check_ours()
         status = self.run.status
         status.state, status.step = state, trainer.global_step
         status.epoch = batches_done(trainer) // self.epoch_batches

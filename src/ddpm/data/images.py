@@ -51,6 +51,8 @@ class ImageData(LightningDataModule, ABC):
         super().__init__()
         if batch_size < 1 or batch_size != int(batch_size):
             raise ValueError(f"batch_size={batch_size}: a batch is a whole number of images, at least one.")
+        if num_workers < 0:
+            raise ValueError(f"{num_workers=} must be at least 0.")
         if on_device and num_workers:
             raise ValueError(f"on_device=true takes no workers, which do not see the device: leave {num_workers=} out.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -17,21 +17,27 @@ class Outlook(NamedTuple):
     """in words"""
     is_done: bool = False
     """nothing is left to do"""
+    steps: int | None = None
+    """optimizer steps that it is to make in all, where it trains"""
 
 
 def outlook_of_run(directory: Path, max_steps: int, restart: bool = False) -> Outlook:
     """What training in `directory` up to `max_steps` optimizer steps would do. Touches nothing there."""
+
+    def will(what: str, is_done: bool = False) -> Outlook:
+        return Outlook(directory, what, is_done, max_steps)
+
     if is_locked(directory):
-        return Outlook(directory, "refused: another process trains there")
+        return will("refused: another process trains there")
     run = Run.read(directory)
     if restart and directory.exists():
-        return Outlook(directory, "move the run there aside, and begin again")
+        return will("move the run there aside, and begin again")
     step = run.status.step
     if not run.list_checkpoints():
-        return Outlook(directory, "begin again (it failed before)" if run.status.state == "failed" else "begin")
+        return will("begin again (it failed before)" if run.status.state == "failed" else "begin")
     if run.status.state == "finished" and step >= max_steps:
-        return Outlook(directory, f"nothing: it is finished, {step} steps", is_done=True)
-    return Outlook(directory, f"go on from its last checkpoint ({run.status.state} at step {step})")
+        return will(f"nothing: it is finished, {step} steps", is_done=True)
+    return will(f"go on from its last checkpoint ({run.status.state} at step {step})")
 
 
 def is_locked(directory: Path) -> bool:

@@ -28,6 +28,8 @@ class Run:
     """the digest of each checkpoint that this process has put in its place"""
     damaged: set[str] = field(default_factory=set)
     """the checkpoints that were found so, and not replaced since"""
+    lock: os.stat_result | None = None
+    """the lock's file, as it was when this process took it"""
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -55,7 +57,9 @@ class Run:
         try:
             for orphan in (*directory.glob(".*.tmp"), *directory.glob("checkpoints/.*.tmp")):
                 orphan.unlink()  # of a process that was killed while it wrote
-            yield cls.read(directory)
+            run = cls.read(directory)
+            run.lock = (directory / ".lock").stat()
+            yield run
         finally:
             lock.release()
             _remove_if_unused(directory)
@@ -68,8 +72,20 @@ class Run:
         """Those that are there: last, the one before, best."""
         return [path for name in (LAST, PREVIOUS, BEST) if (path := self.checkpoints / name).is_file()]
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the directory is still the one whose lock this process holds; somebody may have deleted it."""
+        path = self.directory / ".lock"
+        return self.lock is None or (path.exists() and os.path.samestat(path.stat(), self.lock))
+
+    def check_ours(self) -> None:
+        """Raise a UserError if the directory was deleted, and perhaps made anew by another process, meanwhile."""
+        if not self.is_ours:
+            raise UserError(f"{self.directory} was deleted while this process trained in it, which ends here.")
+
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json: the newest value of each metric, by whichever process, and the step that was made."""
+        self.check_ours()
         newest = {**self.read_metrics(), **metrics}
         write_json(self.directory / "metrics.json", {**dict(sorted(newest.items())), "step": step})
 
@@ -80,7 +96,8 @@ class Run:
     def end(self, state: State, step: int, error: str | None = None) -> None:
         """Say in status.json how the process that trained here came to its end."""
         self.status.state, self.status.step, self.status.error = state, step, error
-        self.status.write(self.directory)
+        if self.is_ours:
+            self.status.write(self.directory)
 
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
         """Replace a checkpoint by `data`; a kill at any moment leaves the old file or the new one, whole.
@@ -91,7 +108,9 @@ class Run:
 
         Raises:
             OSError: it could not be written; the old files are as they were.
+            UserError: the directory was deleted meanwhile.
         """
+        self.check_ours()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, data):
             digest = hashlib.sha256(data).hexdigest()

@@ -174,6 +174,8 @@ class Search:
         elif metric not in metrics:
             self.fail(claim.number, claim.job, f"no {metric}")
             raise UserError(f"hydra.sweeper.metric={metric} is not among what a run measures: {', '.join(metrics)}.")
+        elif metrics["step"] > (claim.outlook.steps or metrics["step"]):
+            self.fail(claim.number, claim.job, f"its run has made {metrics['step']} steps, more than this search's do")
         elif metrics[metric] is None:  # NaN: as bad as can be
             self.study.tell(claim.number, TrialState.PRUNED)
         else:

@@ -85,7 +85,9 @@ def outlook(cfg: DictConfig) -> Outlook:
     Raises:
         UserError: the run would be refused.
     """
-    directory, config, _, data, _ = prepare(cfg)
+    directory, config, _, data, callbacks = prepare(cfg)
+    if not slurm.is_elsewhere():  # on nodes that need not be like this one
+        build_trainer(cfg, callbacks, data, run=None, resumed_step=0)
     if not cfg.restart:
         check_same_config(directory, config, cfg.not_identity)
     return outlook_of_run(directory, steps_to_make(cfg.trainer, data), cfg.restart)
@@ -146,6 +148,9 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
         display.console.print(f"{verb}: {directory} ({parameters:,} parameters, {trainer.precision})")
         try:
             fit(trainer, model, data, checkpoint)
+        except OSError:
+            run.check_ours()  # else this is only what TensorBoard says of it
+            raise
         except UserError as error:
             run.end("failed", trainer.global_step, str(error))
             raise

@@ -31,7 +31,7 @@ def check_trainer(cfg: DictConfig) -> None:
     Raises:
         UserError: an impossible count, a device that is not there, a batch that the processes cannot share.
     """
-    counts = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "val_check_interval": 1}
+    counts = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "val_check_interval": 1, "num_nodes": 1}
     for name, least in counts.items():
         value = cfg.trainer[name]
         if value is not None and not (isinstance(value, int) and value >= least):
