@@ -83,6 +83,22 @@ def test_one_two_and_four_processes_are_the_same_training(ddpm_cli, witness, tmp
 
 
 @pytest.mark.slow
+def test_each_job_of_a_sweep_has_ranks_of_its_own(ddpm_cli, witness, tmp_path):
+    done = ddpm_cli(
+        *TRAIN, "-m", "trainer.devices=2", "trainer.max_steps=2", "trainer.limit_val_batches=0", "seed=0,1",
+        "+callbacks.witness._target_=witness.Witness", env={"PYTHONPATH": str(witness)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Training: ") == 2
+    found = []
+    for run in tmp_path.glob("outputs/train/default/*"):
+        first, second = (torch.load(run / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
+        assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+        found += [first["x_t"], second["x_t"]]
+    assert len(torch.stack(found).unique(dim=0)) == 4  # two seeds, of which each rank has its part
+
+
+@pytest.mark.slow
 def test_two_nodes_that_were_told_of_each_other_train_as_one_with_two_processes(ddpm_cli, tmp_path):
     together, apart = tmp_path / "together", tmp_path / "apart"
     for folder in (together, apart):
