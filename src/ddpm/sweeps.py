@@ -4,6 +4,7 @@ Imports no torch; the commands that are checked do.
 """
 
 import importlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -52,14 +53,14 @@ def run_sweep(
     if done := sum(outlook.is_done for outlook in outlooks):
         display.console.print(f"{done} of {len(jobs)} jobs were finished before")
     returns: list[JobReturn] = []
-    broken: list[tuple[str, Path]] = []
+    broken: list[tuple[str, Outlook]] = []
     remaining = iter(outlooks)
     for batch in batches:
         todo = [(job, outlook) for job, outlook in zip(batch, remaining, strict=False) if not outlook.is_done]
         told = [[*job, telling(swept)] for job, _ in todo]
         results = launcher.launch(told, initial_job_idx=len(returns)) if told else []
         broken += [
-            (job_name(job, swept), outlook.directory)
+            (job_name(job, swept), outlook)
             for (job, outlook), r in zip(todo, results, strict=True)
             if r.status != JobStatus.COMPLETED
         ]
@@ -67,16 +68,18 @@ def run_sweep(
 
     if hasattr(task, "after_sweep"):
         task.after_sweep(config, [outlook.directory for outlook in outlooks])
-    if left := [name for name, directory in broken if is_in_other_hands(directory)]:
+    if left := [name for name, outlook in broken if is_in_other_hands(outlook)]:
         display.console.print(f"Left to other processes, which had them first: {'; '.join(left)}")
     if failed := [name for name, _ in broken if name not in left]:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     return returns
 
 
-def is_in_other_hands(directory: Path) -> bool:
+def is_in_other_hands(outlook: Outlook) -> bool:
     """Whether a job that this sweep could not do is, or was, done by another, of the same sweep started twice say."""
-    return is_locked(directory) or Run.read(directory).status.state == "finished"
+    status = Run.read(outlook.directory).status
+    finished = status.state == "finished" and status.step >= (outlook.steps or math.inf)
+    return finished or is_locked(outlook.directory)
 
 
 def telling(swept: Sequence[str]) -> str:

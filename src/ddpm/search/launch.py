@@ -163,7 +163,7 @@ class Search:
         """Tell the study how a trial ended; False if it was interrupted, and has not ended."""
         run = Run.read(claim.outlook.directory)
         state, metrics, metric = run.status.state, run.read_metrics(), self.settings.metric
-        if broken and state != "finished":
+        if broken and not (state == "finished" and run.status.step >= (claim.outlook.steps or 0)):
             if is_locked(claim.outlook.directory):  # another process was the first there
                 return True
             if state == "interrupted":
