@@ -4,7 +4,6 @@ Imports no torch; the commands that are checked do.
 """
 
 import importlib
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -77,8 +76,7 @@ def run_sweep(
 
 def is_in_other_hands(outlook: Outlook) -> bool:
     """Whether a job that this sweep could not do is, or was, done by another, of the same sweep started twice say."""
-    status = Run.read(outlook.directory).status
-    finished = status.state == "finished" and status.step >= (outlook.steps or math.inf)
+    finished = outlook.steps is not None and Run.read(outlook.directory).is_finished(outlook.steps)
     return finished or is_locked(outlook.directory)
 
 

@@ -32,12 +32,11 @@ def outlook_of_run(directory: Path, max_steps: int, restart: bool = False) -> Ou
     run = Run.read(directory)
     if restart and directory.exists():
         return will("move the run there aside, and begin again")
-    step = run.status.step
     if not run.list_checkpoints():
         return will("begin again (it failed before)" if run.status.state == "failed" else "begin")
-    if run.status.state == "finished" and step >= max_steps:
-        return will(f"nothing: it is finished, {step} steps", is_done=True)
-    return will(f"go on from its last checkpoint ({run.status.state} at step {step})")
+    if run.is_finished(max_steps):
+        return will(f"nothing: it is finished, {run.status.step} steps", is_done=True)
+    return will(f"go on from its last checkpoint ({run.status.state} at step {run.status.step})")
 
 
 def is_locked(directory: Path) -> bool:

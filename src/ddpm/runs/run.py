@@ -72,6 +72,10 @@ class Run:
         """Those that are there: last, the one before, best."""
         return [path for name in (LAST, PREVIOUS, BEST) if (path := self.checkpoints / name).is_file()]
 
+    def is_finished(self, steps: int) -> bool:
+        """Whether so many optimizer steps, or more, have been made, and the run was ended there."""
+        return self.status.state == "finished" and self.status.step >= steps
+
     @property
     def is_ours(self) -> bool:
         """Whether the directory is still the one whose lock this process holds; somebody may have deleted it."""

@@ -163,7 +163,9 @@ class Search:
         """Tell the study how a trial ended; False if it was interrupted, and has not ended."""
         run = Run.read(claim.outlook.directory)
         state, metrics, metric = run.status.state, run.read_metrics(), self.settings.metric
-        if broken and not (state == "finished" and run.status.step >= (claim.outlook.steps or 0)):
+        steps = claim.outlook.steps
+        assert steps is not None  # it trains
+        if broken and not run.is_finished(steps):
             if is_locked(claim.outlook.directory):  # another process was the first there
                 return True
             if state == "interrupted":
@@ -174,7 +176,7 @@ class Search:
         elif metric not in metrics:
             self.fail(claim.number, claim.job, f"no {metric}")
             raise UserError(f"hydra.sweeper.metric={metric} is not among what a run measures: {', '.join(metrics)}.")
-        elif metrics["step"] > (claim.outlook.steps or metrics["step"]):
+        elif metrics["step"] > steps:
             self.fail(claim.number, claim.job, f"its run has made {metrics['step']} steps, more than this search's do")
         elif metrics[metric] is None:  # NaN: as bad as can be
             self.study.tell(claim.number, TrialState.PRUNED)
