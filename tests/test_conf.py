@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from small import IMAGE_SHAPE, small_unet, trained_a_little
 
 from ddpm.__main__ import COMMANDS
-from ddpm.configs import build, conf_dir
+from ddpm.config import build, conf_dir
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.diffusion.samplers import SPACINGS
 from ddpm.errors import UserError
-from ddpm.module import DDPM
 from ddpm.runs import trusted_targets
+from ddpm.training.module import DDPM
 
 CONF = conf_dir()
 OPTIONS = sorted(

@@ -124,9 +124,9 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
     from hydra.errors import CompactHydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ddpm.configs import conf_dir
+    from ddpm.config import conf_dir
     from ddpm.errors import UserError
-    from ddpm.jobs import debugging, run_job
+    from ddpm.launch.jobs import debugging, run_job
 
     failed = False
 

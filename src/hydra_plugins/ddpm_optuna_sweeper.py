@@ -1,4 +1,4 @@
-"""Hydra looks for sweepers in the package `hydra_plugins` alone; what this one does is in `ddpm.search`."""
+"""Hydra looks for sweepers in the package `hydra_plugins` alone; what this one does is in `ddpm.launch.search`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +59,7 @@ class OptunaSweeper(Sweeper):
         from ddpm.errors import UserError
 
         try:
-            from ddpm.search.launch import run_search
+            from ddpm.launch.search.trials import run_search
         except ModuleNotFoundError as error:
             raise UserError(f"{error}: a search needs Optuna, pip install 'ddpm[optuna]'") from error
         loader = self.hydra_context.config_loader

@@ -1,4 +1,4 @@
-"""Hydra looks for launchers in the package `hydra_plugins` alone; what this one does is in `ddpm.slurm_queue`."""
+"""Hydra looks for launchers in the package `hydra_plugins` alone; this one's code is `ddpm.launch.slurm_queue`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +17,6 @@ class SlurmLauncher(Launcher):
         self.context = context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from ddpm.slurm_queue import launch
+        from ddpm.launch.slurm_queue import launch
 
         return launch(self.settings, self.context, job_overrides, initial_job_idx)

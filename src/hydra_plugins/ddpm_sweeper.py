@@ -1,4 +1,4 @@
-"""Hydra looks for sweepers in the package `hydra_plugins` alone; what ours does is in `ddpm.sweeps`."""
+"""Hydra looks for sweepers in the package `hydra_plugins` alone; what ours does is in `ddpm.launch.sweeps`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ class CheckedSweeper(BasicSweeper):
     """Hydra's grid of jobs, all of them checked before the first starts, and compared after the last."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from ddpm.sweeps import run_sweep
+        from ddpm.launch.sweeps import run_sweep
 
         assert self.config is not None
         assert self.hydra_context is not None

@@ -27,13 +27,13 @@ import signal
 from pathlib import Path
 
 from ddpm.errors import UserError
-from ddpm.runs import Outlook
+from ddpm.commands.command import Plan
 
 
-def outlook(cfg):
+def plan(cfg):
     if cfg.how == "impossible":
         raise UserError(f"seed {cfg.seed} is impossible")
-    return Outlook(Path(f"toys/{cfg.how}-{cfg.seed}-{cfg.speed.num_steps}"), "play", is_done=cfg.how == "done")
+    return Plan(Path(f"toys/{cfg.how}-{cfg.seed}-{cfg.speed.num_steps}"), "play", is_done=cfg.how == "done")
 
 
 def run(cfg):
@@ -53,10 +53,10 @@ def run(cfg):
 START = """\
 #!{python}
 import sys
-import ddpm.tasks
+import ddpm.commands
 from ddpm import __main__ as program
 program.COMMANDS["toy"] = "a task for tests"
-ddpm.tasks.__path__.append({tasks!r})
+ddpm.commands.__path__.append({tasks!r})
 sys.argv[0] = "ddpm"
 if len(sys.argv) > 1:
     sys.argv += ["--config-dir", {config!r}]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from small import Shades, fit, small_model
 
-from ddpm.callbacks import SamplePictures
 from ddpm.devices import lightning_arguments
 from ddpm.diffusion import DDIM
+from ddpm.training.callbacks import SamplePictures
 
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def train(folder: Path, strategy: str, max_steps: int = 4, devices: int = 2, resume: Path | None = None) -> None:
@@ -40,7 +40,7 @@ def train(folder: Path, strategy: str, max_steps: int = 4, devices: int = 2, res
 def in_two_processes(folder: Path, *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, __file__, str(folder), *arguments],
-        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        env=os.environ | {"PYTHONPATH": str(HELPERS)},
         capture_output=True,
         text=True,
         timeout=120,

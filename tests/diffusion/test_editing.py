@@ -10,7 +10,7 @@ from closed_forms import Chain, GaussianData, MixtureData, seeded_noise
 from torch import Tensor
 
 from ddpm.diffusion import editing, schedules
-from ddpm.diffusion.process import Denoise, GaussianDiffusion
+from ddpm.diffusion.process import GaussianDiffusion, Network
 from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, SDEDPMSolverPP
 
 GAUSSIAN = GaussianData(mean=0.3, std=0.4)
@@ -21,7 +21,7 @@ MIXTURE = MixtureData(
 )
 
 
-def case(data: Any, num_steps: int, **options: Any) -> tuple[Denoise, GaussianDiffusion]:
+def case(data: Any, num_steps: int, **options: Any) -> tuple[Network, GaussianDiffusion]:
     diffusion = GaussianDiffusion(schedules.linear(num_steps), **options)
     return Chain.of(diffusion.alpha_bars).denoiser("epsilon", data.best_x0), diffusion
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ddpm.diffusion import schedules
 from ddpm.diffusion.likelihood import discretized_gaussian_log_prob, vlb_terms, vlb_terms_under
 from ddpm.diffusion.parameterization import Prediction
-from ddpm.diffusion.process import Denoise, GaussianDiffusion, Variance
+from ddpm.diffusion.process import GaussianDiffusion, Network, Variance
 
 PIXELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 MEANS = torch.tensor([-3.0, -1.0, -0.3, 0.0, 0.501, 1.0, 2.5], dtype=torch.float64)
@@ -88,7 +88,7 @@ def signs(x: Tensor) -> Tensor:
     return SIGNS.expand_as(x).to(x)
 
 
-def gaussian_case(variance: Variance, prediction: Prediction = "epsilon") -> tuple[GaussianDiffusion, Chain, Denoise]:
+def gaussian_case(variance: Variance, prediction: Prediction = "epsilon") -> tuple[GaussianDiffusion, Chain, Network]:
     betas = schedules.linear(T)
     chain = Chain.of_betas(betas)
     diffusion = GaussianDiffusion(
@@ -105,7 +105,7 @@ def gaussian_case(variance: Variance, prediction: Prediction = "epsilon") -> tup
 def test_gaussian_data_with_the_optimal_variance_reach_the_information_bound(prediction: Prediction) -> None:
     """prior + Σ KL = h(x_0) - h(x_0|x_1) + KL(q_T ‖ N(0, 1)), where x_1 is the least noisy latent (t = 0)."""
     diffusion, chain, denoise = gaussian_case("optimal", prediction)
-    terms = vlb_terms(denoise, diffusion, IMAGE, noise=signs)
+    terms = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
     ab = chain.alpha_bars
     information = 0.5 * torch.log(DATA.std**2 / DATA.x0_variance(ab[0]))
     one = torch.ones((), dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_gaussian_data_with_the_optimal_variance_reach_the_information_bound(pre
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_gaussian_data_give_each_kl_its_closed_form(variance: Variance) -> None:
     diffusion, chain, denoise = gaussian_case(variance)
-    terms = vlb_terms(denoise, diffusion, IMAGE, noise=signs)
+    terms = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
     assert terms.kl.shape == (1, T - 1)
     mse = DATA.x0_variance(chain.alpha_bars)
     sigma2 = chain.reverse_variance(variance, mse)[1:]
@@ -130,7 +130,7 @@ def test_other_variances_only_loosen_the_bound() -> None:
     sums = {}
     for variance in VARIANCES:
         diffusion, _, denoise = gaussian_case(variance)
-        sums[variance] = vlb_terms(denoise, diffusion, IMAGE, noise=signs).kl.sum().item()
+        sums[variance] = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs).kl.sum().item()
     assert sums["small"] > 1.01 * sums["optimal"]
     assert sums["large"] > 1.01 * sums["optimal"]
 
@@ -143,17 +143,17 @@ def test_all_variances_at_once_are_each_by_itself_and_ask_the_network_once() -> 
         asked.append(t)
         return cases[0][2](x_t, t)
 
-    together = vlb_terms_under(listening, [diffusion for diffusion, _, _ in cases], IMAGE, noise=signs)
+    together = vlb_terms_under(listening, [diffusion for diffusion, _, _ in cases], IMAGE, randn_like=signs)
     assert len(asked) == T
     for terms, (diffusion, _, denoise) in zip(together, cases, strict=True):
-        alone = vlb_terms(denoise, diffusion, IMAGE, noise=signs)
+        alone = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
         assert all(torch.equal(one, other) for one, other in zip(terms, alone, strict=True))
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_reconstruction_is_the_discretised_gaussian_at_t_0(variance: Variance) -> None:
     diffusion, chain, denoise = gaussian_case(variance)
-    terms = vlb_terms(denoise, diffusion, IMAGE, noise=signs)
+    terms = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
     ab = chain.alpha_bars[0]
     x_1 = ab.sqrt() * IMAGE + (1 - ab).sqrt() * SIGNS
     sigma2 = chain.reverse_variance(variance, DATA.x0_variance(chain.alpha_bars))[0]
@@ -181,7 +181,7 @@ def test_a_single_known_image_costs_nothing_but_its_prior(prediction: Prediction
     image = seeded_noise(0)(torch.empty(1, 1, 8, 8)).clamp(-1, 1)
     diffusion = GaussianDiffusion(betas, prediction=prediction, clip_x0=clip_x0)
     denoise = Chain.of_betas(betas).denoiser(prediction, lambda x, ab: image.double().expand_as(x))
-    terms = vlb_terms(denoise, diffusion, image, noise=seeded_noise(1))
+    terms = vlb_terms(denoise, diffusion, image, randn_like=seeded_noise(1))
     assert terms.kl.abs().max() < 1e-6
 
 
@@ -200,14 +200,14 @@ def test_clipping_enters_the_bound_through_the_reverse_mean() -> None:
 
 def test_totals_over_stratified_subsets_average_to_the_whole() -> None:
     diffusion, _, denoise = gaussian_case("large")
-    whole = vlb_terms(denoise, diffusion, IMAGE, noise=signs)
+    whole = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
     total = whole.prior + whole.kl.sum(dim=1) + whole.reconstruction
     torch.testing.assert_close(whole.total(T), total, rtol=1e-5, atol=0)
 
     for size in (1, 3, 13):  # divisors of T - 1 = 39
         starts = 1 + torch.arange(size) * (39 // size)
         totals = [
-            vlb_terms(denoise, diffusion, IMAGE, timesteps=starts + shift, noise=signs).total(T)
+            vlb_terms(denoise, diffusion, IMAGE, timesteps=starts + shift, randn_like=signs).total(T)
             for shift in range(39 // size)
         ]
         torch.testing.assert_close(torch.stack(totals).mean(dim=0), total, rtol=1e-5, atol=0)
@@ -215,9 +215,9 @@ def test_totals_over_stratified_subsets_average_to_the_whole() -> None:
 
 def test_columns_belong_to_the_timesteps_asked_for() -> None:
     diffusion, _, denoise = gaussian_case("small")
-    whole = vlb_terms(denoise, diffusion, IMAGE, noise=signs).kl[0]
+    whole = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs).kl[0]
     for chosen in ([7], [30, 2, 39], [1, 1]):
-        some = vlb_terms(denoise, diffusion, IMAGE, timesteps=torch.tensor(chosen), noise=signs).kl
+        some = vlb_terms(denoise, diffusion, IMAGE, timesteps=torch.tensor(chosen), randn_like=signs).kl
         assert some.shape == (1, len(chosen))
         torch.testing.assert_close(some[0], whole[[t - 1 for t in chosen]], rtol=1e-4, atol=1e-8)
 
@@ -226,9 +226,9 @@ def test_every_image_may_have_its_own_timesteps() -> None:
     diffusion, _, denoise = gaussian_case("small")
     images = torch.cat([IMAGE, -IMAGE, IMAGE * 0.5])
     own = torch.tensor([[1, 5], [9, 39], [20, 3]])
-    together = vlb_terms(denoise, diffusion, images, timesteps=own, noise=signs)
+    together = vlb_terms(denoise, diffusion, images, timesteps=own, randn_like=signs)
     for i in range(3):
-        alone = vlb_terms(denoise, diffusion, images[i : i + 1], timesteps=own[i], noise=signs)
+        alone = vlb_terms(denoise, diffusion, images[i : i + 1], timesteps=own[i], randn_like=signs)
         for name in ("prior", "kl", "reconstruction"):
             torch.testing.assert_close(getattr(together, name)[i], getattr(alone, name)[0], rtol=1e-4, atol=1e-7)
 
@@ -242,7 +242,7 @@ def test_the_network_is_asked_at_the_timesteps_and_once_at_0() -> None:
         asked.extend(t.tolist())
         return denoise(x_t, t)
 
-    vlb_terms(listening, diffusion, IMAGE, timesteps=torch.tensor([4, 39]), noise=signs)
+    vlb_terms(listening, diffusion, IMAGE, timesteps=torch.tensor([4, 39]), randn_like=signs)
     assert sorted(asked) == [0, 4, 39]
 
 
@@ -251,7 +251,7 @@ def test_random_noise_averages_to_the_same_bound() -> None:
     diffusion, chain, denoise = gaussian_case("optimal")
     draw = seeded_noise(0)
     x0 = (DATA.mean + DATA.std * draw(torch.empty(64, 1, 32, 32))).float()
-    terms = vlb_terms(denoise, diffusion, x0, noise=draw)
+    terms = vlb_terms(denoise, diffusion, x0, randn_like=draw)
     totals = (terms.prior + terms.kl.sum(dim=1)).double()
     ab = chain.alpha_bars
     one = torch.ones((), dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.special import ndtr
 
 from ddpm.diffusion import schedules
-from ddpm.diffusion.process import Denoise, GaussianDiffusion
+from ddpm.diffusion.process import GaussianDiffusion, Network
 from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, SamplerStep, SDEDPMSolverPP, Spacing
 
 MIXTURE = MixtureData(
@@ -46,7 +46,7 @@ def last_two(steps: Iterable[SamplerStep]) -> tuple[SamplerStep, SamplerStep]:
     return before, last
 
 
-def mixture_case(betas: Tensor) -> tuple[GaussianDiffusion, Denoise]:
+def mixture_case(betas: Tensor) -> tuple[GaussianDiffusion, Network]:
     diffusion = GaussianDiffusion(betas, prediction="x0", clip_x0=False)
     return diffusion, Chain.of(diffusion.alpha_bars).denoiser("x0", MIXTURE.best_x0)
 

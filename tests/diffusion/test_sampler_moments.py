@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddpm.diffusion import schedules
 from ddpm.diffusion.parameterization import Prediction
-from ddpm.diffusion.process import Denoise, GaussianDiffusion, Variance
+from ddpm.diffusion.process import GaussianDiffusion, Network, Variance
 from ddpm.diffusion.samplers import DDIM, Ancestral, Sampler, Spacing
 
 DATA = GaussianData(mean=0.3, std=0.4)
@@ -29,7 +29,7 @@ DATA = GaussianData(mean=0.3, std=0.4)
 
 def gaussian_case(
     betas: Tensor, prediction: Prediction = "epsilon", variance: Variance = "small"
-) -> tuple[Chain, GaussianDiffusion, Denoise]:
+) -> tuple[Chain, GaussianDiffusion, Network]:
     chain = Chain.of_betas(betas)
     diffusion = GaussianDiffusion(
         betas,
@@ -43,7 +43,7 @@ def gaussian_case(
 
 def image_case(
     betas: Tensor, image: Tensor, prediction: Prediction = "epsilon", **options: Any
-) -> tuple[Chain, GaussianDiffusion, Denoise]:
+) -> tuple[Chain, GaussianDiffusion, Network]:
     chain = Chain.of_betas(betas)
     denoise = chain.denoiser(prediction, lambda x, ab: image.double().expand_as(x))
     return chain, GaussianDiffusion(betas, prediction=prediction, **options), denoise

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ddpm.data import to_uint8
 from ddpm.diffusion import GaussianDiffusion, schedules
-from ddpm.diffusion.process import VARIANCES, Denoise, Variance
+from ddpm.diffusion.process import VARIANCES, Network, Variance
 from ddpm.metrics.bound import measure_bounds, measure_x0_mse, stratified_timesteps, timesteps_for_x0_mse
 
 NUM_STEPS = 60
@@ -95,7 +95,7 @@ def gaussian_images(number: int) -> Tensor:
     return to_uint8(DATA.mean + DATA.std * draws)
 
 
-def gaussian_chain(variance: Variance, x0_mse: Tensor | None = None) -> tuple[GaussianDiffusion, Denoise, Tensor]:
+def gaussian_chain(variance: Variance, x0_mse: Tensor | None = None) -> tuple[GaussianDiffusion, Network, Tensor]:
     """The chain, the exact denoiser of the data, and its mean squared error at each timestep."""
     chain = Chain.of_betas(schedules.linear(NUM_STEPS))
     diffusion = GaussianDiffusion(schedules.linear(NUM_STEPS), variance=variance, x0_mse=x0_mse)

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
-from ddpm import plots
 from ddpm.data import MNISTMini, to_model_range
+from ddpm.metrics import plots
 from ddpm.metrics.estimates import Estimate
 from ddpm.metrics.quality import CAPTIONS, NUM_PAIRS, STAGES, Measure, sample_quality
 

@@ -6,7 +6,7 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from ddpm.configs import build, conf_dir
+from ddpm.config import build, conf_dir
 from ddpm.errors import UserError
 
 CONFIG = OmegaConf.create(
@@ -51,5 +51,5 @@ def test_the_config_tree_is_the_clones():
 
 
 def test_configs_are_found_without_loading_torch():
-    code = "import ddpm, ddpm.configs, ddpm.errors, sys; sys.exit('torch' in sys.modules)"
+    code = "import ddpm, ddpm.config, ddpm.errors, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

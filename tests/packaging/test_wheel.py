@@ -58,7 +58,7 @@ def test_the_wheel_carries_every_config_and_the_embedded_data(wheel):
 
 
 def test_the_installed_package_uses_its_own_configs(installed, tmp_path):
-    where = run([installed / "bin/python", "-c", "from ddpm.configs import conf_dir; print(conf_dir())"], tmp_path)
+    where = run([installed / "bin/python", "-c", "from ddpm.config import conf_dir; print(conf_dir())"], tmp_path)
     assert Path(where.strip()).is_relative_to(installed)
     config = run([installed / "bin/ddpm", "train", "data=mnist_mini", "--cfg", "job"], tmp_path)
     assert "ddpm.models.UNet" in config

@@ -144,5 +144,5 @@ def test_the_newest_samples_that_are_whole(tmp_path):
 
 
 def test_it_imports_no_torch():
-    code = "import sys, ddpm.runs.collect, ddpm.compare, ddpm.tasks.report; assert 'torch' not in sys.modules"
+    code = "import sys, ddpm.runs.collect, ddpm.runs.compare, ddpm.commands.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

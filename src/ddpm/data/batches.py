@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -68,3 +69,11 @@ class TrainBatches(Sampler[Tensor]):
 def batches_in_order(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
     """Every image once, for evaluation: rank r of R has the images r, r+R, r+2R …; none is repeated to fill up."""
     return list(torch.arange(rank, num_images, world_size).split(batch_size // world_size))
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """Batches that the run has trained on, over all epochs and all the processes that went on with it.
+
+    Lightning's `current_epoch` and `batch_idx` depend on where in its loop a checkpoint was made; this does not.
+    """
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]

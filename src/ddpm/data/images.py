@@ -11,9 +11,8 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ddpm.data.batches import TensorImages, TrainBatches, batches_in_order
+from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_in_order
 from ddpm.errors import UserError
-from ddpm.progress import batches_done
 
 
 class Split(NamedTuple):

@@ -12,14 +12,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Images
-from ddpm.diffusion.process import Denoise, GaussianDiffusion, Noise, check_choice
+from ddpm.diffusion.process import GaussianDiffusion, Network, RandnLike, check_choice
 from ddpm.diffusion.samplers import Sampler
 
 REGIONS = ("left", "right", "top", "bottom", "center")
 
 
 @torch.no_grad()
-def encode(denoise: Denoise, diffusion: GaussianDiffusion, sampler: Sampler, x0: Images, noise: Noise) -> Images:
+def encode(
+    network: Network, diffusion: GaussianDiffusion, sampler: Sampler, x0: Images, randn_like: RandnLike
+) -> Images:
     """The x_T from which a deterministic sampler ends near `x0` (Song et al. 2021, section 4.3); [B, C, H, W].
 
     DDIM backwards over the sampler's timesteps, with one network evaluation less than they are; the more they are,
@@ -31,10 +33,10 @@ def encode(denoise: Denoise, diffusion: GaussianDiffusion, sampler: Sampler, x0:
     """
     check_deterministic(diffusion, sampler)
     timesteps = sampler.timesteps(diffusion).to(x0.device)
-    x_t = diffusion.q_sample(x0, timesteps[0].expand(len(x0)), noise(x0))
+    x_t = diffusion.q_sample(x0, timesteps[0].expand(len(x0)), randn_like(x0))
     for t, noisier in pairwise(timesteps):
         now = t.expand(len(x0))
-        predicted_x0, epsilon = diffusion.predict_x0_and_epsilon(denoise(x_t, now), x_t, now)
+        predicted_x0, epsilon = diffusion.predict_x0_and_epsilon(network(x_t, now), x_t, now)
         x_t = diffusion.q_sample(predicted_x0, noisier.expand(len(x0)), epsilon)
     return x_t
 
@@ -63,12 +65,12 @@ def slerp(first: Images, second: Images, fraction: Float[Tensor, " B"]) -> Image
 
 @torch.no_grad()
 def inpaint(
-    denoise: Denoise,
+    network: Network,
     diffusion: GaussianDiffusion,
     sampler: Sampler,
     x0: Images,
     missing: Bool[Tensor, "H W"],
-    noise: Noise,
+    randn_like: RandnLike,
     jump: int,
     repeats: int,
 ) -> Images:
@@ -83,17 +85,17 @@ def inpaint(
     """
 
     def denoise_among_known(x_t: Tensor, t: Tensor) -> Tensor:
-        return denoise(torch.where(missing, x_t, diffusion.q_sample(x0, t, noise(x0))), t)
+        return network(torch.where(missing, x_t, diffusion.q_sample(x0, t, randn_like(x0))), t)
 
     timesteps = sampler.timesteps(diffusion)
     alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]]).tolist()
-    x = noise(x0)
+    x = randn_like(x0)
     before = None
     for part in repaint_walk(len(timesteps), jump, repeats):
         if part == before:
             kept = alpha_bars[part.stop] / alpha_bars[part.start]
-            x = math.sqrt(kept) * x + math.sqrt(1 - kept) * noise(x)
-        x = sampler(denoise_among_known, diffusion, x, noise, part)
+            x = math.sqrt(kept) * x + math.sqrt(1 - kept) * randn_like(x)
+        x = sampler(denoise_among_known, diffusion, x, randn_like, part)
         before = part
     return torch.where(missing, x, x0)
 
@@ -114,7 +116,7 @@ def repaint_walk(steps: int, jump: int, repeats: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def sdedit(
-    denoise: Denoise, diffusion: GaussianDiffusion, sampler: Sampler, x0: Images, strength: float, noise: Noise
+    network: Network, diffusion: GaussianDiffusion, sampler: Sampler, x0: Images, strength: float, randn_like: RandnLike
 ) -> Images:
     """Images that keep of `x0` what outlives the noise of the share `strength` of the chain (Meng et al. 2022).
 
@@ -123,8 +125,8 @@ def sdedit(
     """
     part = steps_within(diffusion, sampler, strength)
     t = sampler.timesteps(diffusion)[part][-1].to(x0.device)
-    x_t = diffusion.q_sample(x0, t.expand(len(x0)), noise(x0))
-    return sampler(denoise, diffusion, x_t, noise, part)
+    x_t = diffusion.q_sample(x0, t.expand(len(x0)), randn_like(x0))
+    return sampler(network, diffusion, x_t, randn_like, part)
 
 
 def steps_within(diffusion: GaussianDiffusion, sampler: Sampler, strength: float) -> slice:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Images, PerImage
-from ddpm.diffusion.process import Denoise, GaussianDiffusion, Noise
+from ddpm.diffusion.process import GaussianDiffusion, Network, RandnLike
 
 
 class VLBTerms(NamedTuple):
@@ -33,32 +33,32 @@ class VLBTerms(NamedTuple):
 
 
 def vlb_terms(
-    denoise: Denoise,
+    network: Network,
     diffusion: GaussianDiffusion,
     x0: Images,
     timesteps: Int64[Tensor, " K"] | Int64[Tensor, "B K"] | None = None,
-    noise: Noise = torch.randn_like,
+    randn_like: RandnLike = torch.randn_like,
 ) -> VLBTerms:
     """The bound's terms for images `x0` of 256 levels in [-1, 1].
 
     Args:
         timesteps: where to evaluate the divergences, in 1 … T-1, the same for all images or a row each;
             all of them when None.
-        noise: called once a timestep, first for the reconstruction.
+        randn_like: called once a timestep, first for the reconstruction.
 
     Raises:
         ValueError: a timestep outside 1 … T-1.
     """
-    (terms,) = vlb_terms_under(denoise, [diffusion], x0, timesteps, noise)
+    (terms,) = vlb_terms_under(network, [diffusion], x0, timesteps, randn_like)
     return terms
 
 
 def vlb_terms_under(
-    denoise: Denoise,
+    network: Network,
     diffusions: Sequence[GaussianDiffusion],
     x0: Images,
     timesteps: Int64[Tensor, " K"] | Int64[Tensor, "B K"] | None = None,
-    noise: Noise = torch.randn_like,
+    randn_like: RandnLike = torch.randn_like,
 ) -> list[VLBTerms]:
     """`vlb_terms` under each of `diffusions`, which differ in nothing but their variance.
 
@@ -71,13 +71,13 @@ def vlb_terms_under(
         raise ValueError(f"divergences are at timesteps 1 … {chain.num_steps - 1}; t = 0 is the reconstruction.")
     prior = _prior(chain, x0)
     first = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-    x_t = chain.q_sample(x0, first, noise(x0))
-    output = denoise(x_t, first)
+    x_t = chain.q_sample(x0, first, randn_like(x0))
+    output = network(x_t, first)
     reconstructions = [_reconstruction(diffusion, x0, x_t, first, output) for diffusion in diffusions]
     divergences: list[list[Tensor]] = [[] for _ in diffusions]
     for t in timesteps.to(x0.device).expand(len(x0), -1).unbind(dim=1):
-        x_t = chain.q_sample(x0, t, noise(x0))
-        output = denoise(x_t, t)
+        x_t = chain.q_sample(x0, t, randn_like(x0))
+        output = network(x_t, t)
         for of_one, diffusion in zip(divergences, diffusions, strict=True):
             of_one.append(_kl(diffusion, x0, x_t, t, output))
     return [

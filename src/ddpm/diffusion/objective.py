@@ -27,10 +27,10 @@ class WeightedMSE(ABC):
         x0: Images,
         x_t: Images,
         t: Timesteps,
-        noise: Images,
+        eps: Images,
     ) -> Float[Tensor, " B"]:
-        """Losses of a batch, [B], for the network's `output` at x_t = `diffusion.q_sample(x0, t, noise)`."""
-        squared_error = (output.float() - diffusion.target(x0, x_t, t, noise)).square().mean(dim=(1, 2, 3))
+        """Losses of a batch, [B], for the network's `output` at x_t = `diffusion.q_sample(x0, t, eps)`."""
+        squared_error = (output.float() - diffusion.target(x0, x_t, t, eps)).square().mean(dim=(1, 2, 3))
         weights = self.weights(diffusion).float().to(t.device)
         return weights[t] * squared_error
 

@@ -28,7 +28,7 @@ class Coefficients:
 
     signal: Tensor
     """√ᾱ_t"""
-    noise: Tensor
+    sigma: Tensor
     """√(1-ᾱ_t)"""
     mean_x0: Tensor
     """c_0 = √ᾱ_{t-1} β_t/(1-ᾱ_t), the weight of x_0 in the posterior's mean"""
@@ -40,11 +40,11 @@ def from_x0(prediction: Prediction, x0: Images, x_t: Images, at: Coefficients) -
     """The value of `prediction` that says the same as `x0` at `x_t`; all [B, C, H, W]."""
     match prediction:
         case "epsilon":
-            return (x_t - at.signal * x0) / at.noise
+            return (x_t - at.signal * x0) / at.sigma
         case "x0":
             return x0
         case "v":
-            return (at.signal * x_t - x0) / at.noise
+            return (at.signal * x_t - x0) / at.sigma
         case "mean":
             return at.mean_x0 * x0 + at.mean_x_t * x_t
 
@@ -53,11 +53,11 @@ def to_x0(prediction: Prediction, output: Images, x_t: Images, at: Coefficients)
     """The x_0 that a network's `output` of kind `prediction` says at `x_t`; all [B, C, H, W]."""
     match prediction:
         case "epsilon":
-            return (x_t - at.noise * output) / at.signal
+            return (x_t - at.sigma * output) / at.signal
         case "x0":
             return output
         case "v":
-            return at.signal * x_t - at.noise * output
+            return at.signal * x_t - at.sigma * output
         case "mean":
             return (output - at.mean_x_t * x_t) / at.mean_x0
 
@@ -66,10 +66,10 @@ def x0_error_slope(prediction: Prediction, at: Coefficients) -> Tensor:
     """|∂x_0/∂output|: the factor between an error of the output and the error of x_0 that it makes."""
     match prediction:
         case "epsilon":
-            return at.noise / at.signal
+            return at.sigma / at.signal
         case "x0":
             return at.signal.new_ones(at.signal.shape)
         case "v":
-            return at.noise
+            return at.sigma
         case "mean":
             return 1 / at.mean_x0

@@ -16,10 +16,10 @@ Variance = Literal["small", "large", "optimal"]
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 Timesteps = Int64[Tensor, " B"]
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""denoise(x_t [B, C, H, W], t [B]) -> the network's output [B, C, H, W]"""
-Noise = Callable[[Tensor], Tensor]
-"""noise(x) -> fresh standard normal noise of x's shape"""
+Network = Callable[[Tensor, Tensor], Tensor]
+"""network(x_t [B, C, H, W], t [B]) -> the network's output [B, C, H, W]"""
+RandnLike = Callable[[Tensor], Tensor]
+"""randn_like(x) -> fresh standard normal noise of x's shape"""
 
 
 class GaussianDiffusion(nn.Module):
@@ -72,7 +72,7 @@ class GaussianDiffusion(nn.Module):
         posterior_variance = self.betas * noise_variance_before / noise_variance
         self.coefficients = Coefficients(
             signal=self.alpha_bars.sqrt(),
-            noise=noise_variance.sqrt(),
+            sigma=noise_variance.sqrt(),
             mean_x0=alpha_bars_before.sqrt() * self.betas / noise_variance,
             mean_x_t=(1 - self.betas).sqrt() * noise_variance_before / noise_variance,
         )
@@ -80,7 +80,7 @@ class GaussianDiffusion(nn.Module):
         self.reverse_variance = self._reverse_variance_table(posterior_variance)
         """σ_t² of the reverse chain: float64 on the CPU, [T]."""
         self._register("signal", self.coefficients.signal)
-        self._register("noise", self.coefficients.noise)
+        self._register("sigma", self.coefficients.sigma)
         self._register("mean_x0", self.coefficients.mean_x0)
         self._register("mean_x_t", self.coefficients.mean_x_t)
         self._register("posterior_variance", posterior_variance)
@@ -125,15 +125,15 @@ class GaussianDiffusion(nn.Module):
 
     def coefficients_at(self, t: Timesteps) -> Coefficients:
         """The coefficients of the images' timesteps, [B, 1, 1, 1] each."""
-        names = ("signal", "noise", "mean_x0", "mean_x_t")
+        names = ("signal", "sigma", "mean_x0", "mean_x_t")
         return Coefficients(**{name: self._table(name, t) for name in names})
 
-    def q_sample(self, x0: Images, t: Timesteps, noise: Images) -> Images:
-        """x_t ~ q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, equation 4); `noise` is standard normal.
+    def q_sample(self, x0: Images, t: Timesteps, eps: Images) -> Images:
+        """x_t ~ q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, equation 4); `eps` is standard normal.
 
         In float32 whatever came in: in bfloat16 the noise of the first timesteps would round away.
         """
-        return self._table("signal", t) * x0.float() + self._table("noise", t) * noise.float()
+        return self._table("signal", t) * x0.float() + self._table("sigma", t) * eps.float()
 
     def q_posterior(self, x0: Images, x_t: Images, t: Timesteps) -> tuple[Images, PerImage]:
         """Mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, equations 6 and 7).
@@ -143,13 +143,13 @@ class GaussianDiffusion(nn.Module):
         mean = parameterization.from_x0("mean", x0, x_t, self.coefficients_at(t))
         return mean, self._table("posterior_variance", t)
 
-    def target(self, x0: Images, x_t: Images, t: Timesteps, noise: Images) -> Images:
-        """What the network should output at x_t = `q_sample(x0, t, noise)`."""
+    def target(self, x0: Images, x_t: Images, t: Timesteps, eps: Images) -> Images:
+        """What the network should output at x_t = `q_sample(x0, t, eps)`."""
         if self.prediction == "epsilon":
-            return noise  # exactly, instead of through a difference divided by a small √(1-ᾱ)
+            return eps  # exactly, instead of through a difference divided by a small √(1-ᾱ)
         if self.prediction == "v":
             at = self.coefficients_at(t)
-            return at.signal * noise - at.noise * x0
+            return at.signal * eps - at.sigma * x0
         return parameterization.from_x0(self.prediction, x0, x_t, self.coefficients_at(t))
 
     def to_x0(self, output: Images, x_t: Images, t: Timesteps) -> Images:
@@ -162,7 +162,7 @@ class GaussianDiffusion(nn.Module):
             return output.float()
         if self.prediction == "v":  # stays exact where √(1-ᾱ) is small
             at = self.coefficients_at(t)
-            return at.noise * x_t + at.signal * output.float()
+            return at.sigma * x_t + at.signal * output.float()
         return self.x0_to_epsilon(self.to_x0(output, x_t, t), x_t, t)
 
     def x0_to_epsilon(self, x0: Images, x_t: Images, t: Timesteps) -> Images:
@@ -192,11 +192,11 @@ class GaussianDiffusion(nn.Module):
             mean, _ = self.q_posterior(x0, x_t, t)
         return mean, self._table("reverse_variance", t), x0
 
-    def p_sample(self, output: Images, x_t: Images, t: Timesteps, noise: Images) -> Images:
+    def p_sample(self, output: Images, x_t: Images, t: Timesteps, eps: Images) -> Images:
         """x_{t-1} ~ p_θ(x_{t-1}|x_t) (Ho et al. 2020, algorithm 2); at t = 0 the mean itself, without noise."""
         mean, variance, _ = self.p_mean_variance(output, x_t, t)
         not_last = (t > 0).view(-1, 1, 1, 1)
-        return mean + not_last * variance.sqrt() * noise
+        return mean + not_last * variance.sqrt() * eps
 
     def subsequence(self, timesteps: Int64[Tensor, " S"]) -> "GaussianDiffusion":
         """The chain over `timesteps` alone (ascending), each β recomputed from the ᾱ that are kept.

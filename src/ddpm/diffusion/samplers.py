@@ -1,7 +1,7 @@
 """Samplers: from noise x_T to images x_0.
 
-    sampler(denoise, diffusion, x_T, noise) -> x_0
-    denoise(x_t, t) -> the network's output;    noise(x) -> fresh noise of x's shape, once a stochastic step
+    sampler(network, diffusion, x_T, randn_like) -> x_0
+    network(x_t, t) -> the network's output;    randn_like(x) -> fresh noise of x's shape, once a stochastic step
 
 Each may walk over a part of the timesteps; the network always receives the original t. A sampler of your own is
 a subclass of `Sampler` with its `iterate`, and a YAML in `conf/sampler/`.
@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Images
-from ddpm.diffusion.process import Denoise, GaussianDiffusion, Noise, check_choice
+from ddpm.diffusion.process import GaussianDiffusion, Network, RandnLike, check_choice
 from ddpm.diffusion.spacing import SPACINGS, Spacing, spaced_timesteps
 
 WHOLE = slice(None)
@@ -54,10 +54,10 @@ class Sampler(ABC):
     @abstractmethod
     def iterate(
         self,
-        denoise: Denoise,
+        network: Network,
         diffusion: GaussianDiffusion,
         x_T: Images,
-        noise: Noise = torch.randn_like,
+        randn_like: RandnLike = torch.randn_like,
         part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
         """Walk from `x_T` to the image, step by step.
@@ -69,15 +69,15 @@ class Sampler(ABC):
 
     def __call__(
         self,
-        denoise: Denoise,
+        network: Network,
         diffusion: GaussianDiffusion,
         x_T: Images,
-        noise: Noise = torch.randn_like,
+        randn_like: RandnLike = torch.randn_like,
         part: slice = WHOLE,
     ) -> Images:
         """The images that the walk from `x_T` ends at, [B, C, H, W]; arguments as in `iterate`."""
         x_t = x_T
-        for step in self.iterate(denoise, diffusion, x_T, noise, part):
+        for step in self.iterate(network, diffusion, x_T, randn_like, part):
             x_t = step.x_t
         return x_t
 
@@ -97,20 +97,20 @@ class Ancestral(Sampler):
     @torch.no_grad()
     def iterate(
         self,
-        denoise: Denoise,
+        network: Network,
         diffusion: GaussianDiffusion,
         x_T: Images,
-        noise: Noise = torch.randn_like,
+        randn_like: RandnLike = torch.randn_like,
         part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
         timesteps = self.timesteps(diffusion)
         chain = diffusion.subsequence(timesteps)
         x_t = x_T
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            output = denoise(x_t, _batch_of(t, x_t))
+            output = network(x_t, _batch_of(t, x_t))
             x0 = diffusion.to_x0(output, x_t, _batch_of(t, x_t))
             mean, variance, x0 = chain.p_mean_variance(x0, x_t, _batch_of(i, x_t))
-            x_t = mean + variance.sqrt() * noise(x_t) if i > 0 else mean
+            x_t = mean + variance.sqrt() * randn_like(x_t) if i > 0 else mean
             yield SamplerStep(t, x_t, x0)
 
 
@@ -130,24 +130,24 @@ class DDIM(Sampler):
     @torch.no_grad()
     def iterate(
         self,
-        denoise: Denoise,
+        network: Network,
         diffusion: GaussianDiffusion,
         x_T: Images,
-        noise: Noise = torch.randn_like,
+        randn_like: RandnLike = torch.randn_like,
         part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
         timesteps = self.timesteps(diffusion)
         alpha_bars = diffusion.alpha_bars[timesteps]
         x_t = x_T
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            output = denoise(x_t, _batch_of(t, x_t))
+            output = network(x_t, _batch_of(t, x_t))
             x0, epsilon = diffusion.predict_x0_and_epsilon(output, x_t, _batch_of(t, x_t))
             alpha_bar, alpha_bar_prev = alpha_bars[i], alpha_bars[i - 1] if i > 0 else alpha_bars.new_ones(())
             variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
             direction = (1 - alpha_bar_prev - variance).clamp(min=0)
             x_t = alpha_bar_prev.sqrt().item() * x0 + direction.sqrt().item() * epsilon
             if variance > 0:
-                x_t = x_t + variance.sqrt().item() * noise(x_t)
+                x_t = x_t + variance.sqrt().item() * randn_like(x_t)
             yield SamplerStep(t, x_t, x0)
 
 
@@ -171,10 +171,10 @@ class DPMSolverPP(Sampler):
     @torch.no_grad()
     def iterate(
         self,
-        denoise: Denoise,
+        network: Network,
         diffusion: GaussianDiffusion,
         x_T: Images,
-        noise: Noise = torch.randn_like,
+        randn_like: RandnLike = torch.randn_like,
         part: slice = WHOLE,
     ) -> Iterator[SamplerStep]:
         timesteps = self.timesteps(diffusion)
@@ -182,15 +182,15 @@ class DPMSolverPP(Sampler):
         log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2  # λ
         x_t, x0s = x_T, list[Images]()
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            output = denoise(x_t, _batch_of(t, x_t))
+            output = network(x_t, _batch_of(t, x_t))
             x0, _ = diffusion.predict_x0_and_epsilon(output, x_t, _batch_of(t, x_t))
             x0s = [x0, *x0s][: min(self.order, i + 1)]
             gaps = -log_snr[i : i + len(x0s) + 1].diff()
-            x_t = self._step(x_t, x0s, gaps.tolist(), alpha_bars[i + 1].item(), alpha_bars[i].item(), noise)
+            x_t = self._step(x_t, x0s, gaps.tolist(), alpha_bars[i + 1].item(), alpha_bars[i].item(), randn_like)
             yield SamplerStep(t, x_t, x0)
 
     def _step(
-        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, noise: Noise
+        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, randn_like: RandnLike
     ) -> Images:
         """From ᾱ = `now` to `after`.
 
@@ -221,14 +221,14 @@ class SDEDPMSolverPP(DPMSolverPP):
     max_order = 2
 
     def _step(
-        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, noise: Noise
+        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, randn_like: RandnLike
     ) -> Images:
         h, *between = gaps
         gain = -math.expm1(-2 * h)
         x = math.sqrt((1 - after) / (1 - now)) * math.exp(-h) * x_t + math.sqrt(after) * gain * x0s[0]
         if len(x0s) == 2:
             x = x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
-        return x + math.sqrt((1 - after) * gain) * noise(x) if after < 1 else x
+        return x + math.sqrt((1 - after) * gain) * randn_like(x) if after < 1 else x
 
 
 def _slope(x0s: Sequence[Images], ratio: float) -> Images:

@@ -11,7 +11,7 @@ from ddpm.data import to_model_range
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, VLBTerms
 from ddpm.diffusion.likelihood import vlb_terms_under
-from ddpm.diffusion.process import Denoise
+from ddpm.diffusion.process import Network
 from ddpm.metrics.estimates import Curve, Estimate, bin_edges, standard_error
 from ddpm.seeding import ImageNoise, Stream, seed_at
 
@@ -60,7 +60,7 @@ def stratified_timesteps(num_images: int, per_image: int, num_steps: int, seed: 
 
 @torch.no_grad()
 def measure_bounds(
-    denoise: Denoise,
+    network: Network,
     diffusions: Mapping[str, GaussianDiffusion],
     images: Tensor,
     per_image: int,
@@ -80,7 +80,7 @@ def measure_bounds(
     def terms_of(indices: Tensor) -> list[list[Tensor]]:
         """For each of the diffusions, its terms."""
         x0, noise = _images_and_noise(images, indices, seed, device)
-        terms = vlb_terms_under(denoise, list(diffusions.values()), x0, timesteps[indices], noise)
+        terms = vlb_terms_under(network, list(diffusions.values()), x0, timesteps[indices], noise)
         return [[part.cpu().double() for part in parts] for parts in terms]
 
     batches = map_over_processes(terms_of, torch.arange(len(images)).split(batch_size))
@@ -101,7 +101,7 @@ def timesteps_for_x0_mse(num_images: int, draws: int, num_steps: int, seed: int)
 
 @torch.no_grad()
 def measure_x0_mse(
-    denoise: Denoise,
+    network: Network,
     diffusion: GaussianDiffusion,
     images: Tensor,
     timesteps: Tensor,
@@ -120,7 +120,7 @@ def measure_x0_mse(
         errors = []
         for t in timesteps[indices].to(device).unbind(dim=1):
             x_t = diffusion.q_sample(x0, t, noise(x0))
-            _, _, predicted = diffusion.p_mean_variance(denoise(x_t, t), x_t, t)
+            _, _, predicted = diffusion.p_mean_variance(network(x_t, t), x_t, t)
             errors.append((predicted - x0).square().mean(dim=(1, 2, 3)).cpu().double())
         return torch.stack(errors, dim=1)
 

@@ -1,7 +1,6 @@
 """A run's directory: its name, its state, its checkpoints. Imports without torch."""
 
 from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
-from ddpm.runs.config import check_same_config, leaves, write_config
 from ddpm.runs.identity import (
     SWEPT_KEYS,
     TRIAL,
@@ -12,24 +11,23 @@ from ddpm.runs.identity import (
     task_overrides,
 )
 from ddpm.runs.log import log_to
-from ddpm.runs.outlook import Outlook, outlook_of_run
-from ddpm.runs.run import Run
+from ddpm.runs.run import Run, is_locked
+from ddpm.runs.saved_config import check_same_config, leaves, write_config
 from ddpm.runs.status import Status, provenance, write_json, write_provenance
 
 __all__ = [
     "SWEPT_KEYS",
     "TRIAL",
-    "Outlook",
     "Run",
     "Status",
     "check_same_config",
     "check_targets",
     "find_checkpoint",
     "identity_overrides",
+    "is_locked",
     "leaves",
     "load_checkpoint",
     "log_to",
-    "outlook_of_run",
     "provenance",
     "results_name",
     "run_directory",

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from ddpm.errors import UserError
-from ddpm.runs.config import comparable, is_below
 from ddpm.runs.files import read_json
-from ddpm.runs.outlook import is_locked
-from ddpm.runs.run import BEST, LAST
+from ddpm.runs.run import BEST, LAST, is_locked
+from ddpm.runs.saved_config import comparable, is_below
 
 Value = int | float | str | None
 """of a setting; lists and the like as JSON; None where a config does not have it"""

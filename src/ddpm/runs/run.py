@@ -179,3 +179,15 @@ def _remove_if_unused(directory: Path) -> None:
                 folder.rmdir()
             except OSError:
                 return
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process trains in the directory."""
+    lock = directory / ".lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True

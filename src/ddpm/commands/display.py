@@ -1,0 +1,44 @@
+"""What commands print: their numbers, where the results are, and what to run next."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.commands.command import Plan
+
+# A log has no width of its own; that of a terminal would break its tables.
+WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+console = Console(highlight=False, soft_wrap=True, width=WIDTH)
+
+
+def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
+    """Print numbers, one a row, with four significant digits; None, which stands for NaN, as a dash."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name, "–" if value is None else f"{value:.4g}")
+    console.print(table)
+
+
+def plans(jobs: Iterable[tuple[str, Plan]]) -> None:
+    """Print what each job, by its name, would do, and where."""
+    table = Table("job", "would", title="Dry run: nothing is started", title_justify="left")
+    table.add_column("in", overflow="fold")
+    for name, plan in jobs:
+        table.add_row(name, plan.what, str(plan.directory))
+    console.print(table)
+
+
+def results(directory: Path, files: Sequence[str], next_commands: Sequence[str]) -> None:
+    """Print where the results are, and the commands that come next."""
+    console.print(f"\nResults in [bold]{directory}[/bold]")
+    for file in files:
+        console.print(f"  {file}")
+    if next_commands:
+        console.print("Next")
+    for command in next_commands:
+        console.print(f"  {command}")

@@ -1,0 +1,147 @@
+"""The modes of `ddpm sample` that start from images: interpolation, inpainting, partial noise."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import GaussianDiffusion, Sampler, editing
+from ddpm.diffusion.process import Network
+from ddpm.seeding import ImageNoise, Stream
+
+
+class Chain(NamedTuple):
+    """What an edit works with."""
+
+    network: Network
+    diffusion: GaussianDiffusion
+    sampler: Sampler
+
+
+Columns = Mapping[str, Tensor]
+"""images [R, C, H, W] in [-1, 1] by their title"""
+
+
+class Edited(NamedTuple):
+    """R rows of the images made, between those that they were made from."""
+
+    before: Columns
+    made: Tensor
+    """[R, num_samples, C, H, W]"""
+    titles: Sequence[str]
+    """of the columns of `made`"""
+    after: Columns
+
+    def groups(self) -> list[tuple[Sequence[str], Tensor]]:
+        """Titles, and images [R, columns, C, H, W], from left to right."""
+        before, after = (
+            [(list(columns), torch.stack(list(columns.values()), dim=1))] if columns else []
+            for columns in (self.before, self.after)
+        )
+        return [*before, (self.titles, self.made), *after]
+
+
+class Mode(ABC):
+    """Makes a row of images from each that is given. A mode of your own is a subclass, and a YAML in `conf/mode/`."""
+
+    @abstractmethod
+    def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
+        """How often the network is asked, counted by images, to make `num_samples` a row.
+
+        Raises:
+            ValueError: a setting that does not work with the others.
+        """
+
+    @abstractmethod
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+        """From `images`, [N, C, H, W] in [-1, 1]; the n-th that is made takes the noise of (seed, n)."""
+
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """Of the rows, from the images' places in the test set."""
+        return [f"image {index}" for index in indices]
+
+
+class Interpolate(Mode):
+    """What lies between the encodings of an image and the next, from a decoded end to the other."""
+
+    def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
+        if num_images < 2 or num_samples < 2:
+            raise ValueError("interpolation needs two images or more, and num_samples of at least 2: the ends count.")
+        editing.check_deterministic(chain.diffusion, chain.sampler)
+        steps = len(chain.sampler.timesteps(chain.diffusion))
+        return num_images * (steps - 1) + (num_images - 1) * num_samples * steps
+
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+        same_noise = ImageNoise(Stream.SAMPLING, seed, indices=[0] * len(images))
+        encoded = editing.encode(*chain, images, same_noise)
+        fractions = torch.linspace(0, 1, num_samples, device=images.device)
+        first, second = (each.repeat_interleave(num_samples, dim=0) for each in (encoded[:-1], encoded[1:]))
+        x_T = editing.slerp(first, second, fractions.repeat(len(images) - 1))
+        made = chain.sampler(chain.network, chain.diffusion, x_T).unflatten(0, (-1, num_samples))
+        titles = [f"{fraction:.3g}" for fraction in fractions.tolist()]
+        return Edited({"from": images[:-1]}, made, titles, {"to": images[1:]})
+
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        return [f"image {first} to {second}" for first, second in pairwise(indices)]
+
+
+class Inpaint(Mode):
+    """A region made anew.
+
+    Args:
+        mask: the region, one of `editing.REGIONS`.
+        jump, repeats: of `editing.repaint_walk`.
+    """
+
+    def __init__(self, mask: str, jump: int, repeats: int):
+        editing.region(mask, 1, 1)
+        self.mask = mask
+        self.jump = jump
+        self.repeats = repeats
+
+    def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
+        steps = len(chain.sampler.timesteps(chain.diffusion))
+        parts = editing.repaint_walk(steps, self.jump, self.repeats)
+        return num_images * num_samples * sum(part.stop - part.start for part in parts)
+
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+        missing = editing.region(self.mask, *images.shape[-2:]).to(images.device)
+        x0 = images.repeat_interleave(num_samples, dim=0)
+        noise = ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0)))
+        made = editing.inpaint(*chain, x0, missing, noise, self.jump, self.repeats)
+        return _numbered({"image": images, "known": images.masked_fill(missing, 0)}, made)
+
+
+class SDEdit(Mode):
+    """Images noised, and walked back from there.
+
+    Args:
+        strength: up to which share of the chain.
+    """
+
+    def __init__(self, strength: float):
+        self.strength = float(strength)
+
+    def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
+        steps = editing.steps_within(chain.diffusion, chain.sampler, self.strength)
+        return num_images * num_samples * steps.stop
+
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+        x0 = images.repeat_interleave(num_samples, dim=0)
+        made = editing.sdedit(*chain, x0, self.strength, ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0))))
+
+        part = editing.steps_within(chain.diffusion, chain.sampler, self.strength)
+        t = chain.sampler.timesteps(chain.diffusion)[part][-1].to(images.device)
+        first_noise = ImageNoise(Stream.SAMPLING, seed, indices=range(0, len(x0), num_samples))(images)
+        noised = chain.diffusion.q_sample(images, t.expand(len(images)), first_noise)  # where the first began
+        return _numbered({"image": images, f"t = {t}": noised}, made)
+
+
+def _numbered(before: Columns, made: Tensor) -> Edited:
+    """`made` row by row, [R · num_samples, C, H, W]."""
+    rows = len(next(iter(before.values())))
+    made = made.unflatten(0, (rows, -1))
+    return Edited(before, made, [str(i + 1) for i in range(made.shape[1])], {})

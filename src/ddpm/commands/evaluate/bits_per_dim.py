@@ -1,0 +1,206 @@
+"""The likelihood part of `ddpm evaluate`: the bound on test and on training images, and what to compare it with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from rich.table import Table
+from torch import Tensor
+
+from ddpm.commands.evaluate.optimal_variance import x0_mse_of
+from ddpm.commands.evaluations import Evaluations
+from ddpm.commands.from_checkpoint import Loaded, with_variance
+from ddpm.data import ImageData
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion.empirical import EmpiricalDenoiser
+from ddpm.diffusion.process import VARIANCES, Network
+from ddpm.errors import UserError
+from ddpm.metrics import plots
+from ddpm.metrics.bound import Bound, measure_bounds
+from ddpm.metrics.estimates import Curve, Estimate, bin_edges, write_curves
+from ddpm.runs import identity_overrides, task_overrides
+
+NAMES = {
+    "test": "model, test",
+    "train": "model, train",
+    "gap": "test − train",
+    "empirical_test": "empirical optimal denoiser, test",
+    "empirical_train": "empirical optimal denoiser, train",
+}
+"""What is measured, as it is called in files and tables, and in the picture"""
+GAP_BINS = 20
+
+
+class Likelihood(NamedTuple):
+    """The measured bounds."""
+
+    variance: str
+    """of the reverse steps, where nothing else is said"""
+    under: dict[str, Bound]
+    """the model on the test images, under each variance"""
+    bounds: dict[str, Bound]
+    """under `variance`: "test", and if asked for "train", "empirical_train", "empirical_test" (see `NAMES`)"""
+
+    def summaries(self) -> dict[str, dict[str, Estimate]]:
+        """Of each of the bounds, and of the gap between train and test."""
+        found = {name: bound.summary() for name, bound in self.bounds.items()}
+        if "train" in found:
+            found["gap"] = {term: value.minus(found["train"][term]) for term, value in found["test"].items()}
+        return {name: found[name] for name in NAMES if name in found}
+
+    def curves(self) -> dict[str, Curve]:
+        """The KL of one step, of each of the bounds, and of the gap."""
+        found = {name: bound.curve() for name, bound in self.bounds.items()}
+        if "train" in found:
+            test, train = self._in_shared_bins()
+            found["gap"] = test.minus(train)
+        return {name: found[name] for name in NAMES if name in found}
+
+    def _in_shared_bins(self) -> tuple[Curve, Curve]:
+        """The model's curves on test and training images, in bins that are wide, as their difference is small."""
+        test, train = self.bounds["test"], self.bounds["train"]
+        edges = bin_edges(test.num_steps, min(test.timesteps.numel(), train.timesteps.numel()), GAP_BINS)
+        return test.curve(edges), train.curve(edges)
+
+    def metrics(self) -> dict[str, float]:
+        """`bpd/total`, its terms and standard errors; the others as `bpd/<which>/total` …"""
+        summaries = self.summaries()
+        groups = {"bpd": summaries.pop("test")}
+        groups |= {f"bpd/{variance}": bound.summary() for variance, bound in self.under.items()}
+        groups |= {f"bpd/{name}": summary for name, summary in summaries.items()}
+        return {
+            key: number
+            for group, summary in groups.items()
+            for term, value in summary.items()
+            for key, number in ((f"{group}/{term}", value.mean), (f"{group}/{term}_se", value.se))
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What the numbers are of."""
+        test = self.bounds["test"]
+        others = {f"{name}_images": len(bound.timesteps) for name, bound in self.bounds.items() if name != "test"}
+        return {
+            "images": len(test.timesteps),
+            "timesteps_per_image": test.timesteps.shape[1],
+            "exact": test.timesteps.shape[1] == test.num_steps - 1,
+            **others,
+        }
+
+    def write(self, directory: Path) -> None:
+        """Write kl.csv and kl.png."""
+        curves = self.curves()
+        write_curves(directory / "kl.csv", curves, "kl_bits_per_dim")
+        gap = curves.pop("gap", None)
+        if gap is not None:
+            _, train = self._in_shared_bins()
+            gap = gap.over(train.mean / 100)
+        named = {NAMES[name]: curve for name, curve in curves.items()}
+        summary = self.bounds["test"].summary()
+        figure = plots.divergences(named, gap, summary["reconstruction"].mean, summary["total"].mean)
+        figure.savefig(directory / "kl.png")
+
+    def tables(self) -> Iterator[Table]:
+        by_variance = {variance: bound.summary() for variance, bound in self.under.items()}
+        yield _table(
+            "Variational bound on the test set, by the variance of the reverse steps",
+            ["bits/dim ± se", *by_variance],
+            {term: [found[term] for found in by_variance.values()] for term in next(iter(by_variance.values()))},
+        )
+        if len(self.bounds) > 1:
+            terms = ("kl", "reconstruction", "total")
+            yield _table(
+                f"Test and train, at variance {self.variance}; empirical: the optimal denoiser of the training set",
+                ["bits/dim ± se", *terms],
+                {name: [found[term] for term in terms] for name, found in self.summaries().items()},
+            )
+
+
+def measure(cfg: DictConfig, loaded: Loaded, data: ImageData) -> Likelihood:
+    """Measure what `cfg` asks for; from then on the model has the variance that it names.
+
+    Raises:
+        UserError: a number of images or timesteps that there is not, or an unknown variance.
+    """
+    model, device, options = loaded.model, loaded.fabric.device, cfg.evaluate
+    variance = cfg.variance or model.diffusion.variance
+    if variance not in VARIANCES:
+        raise UserError(f"variance={variance} is none of {', '.join(VARIANCES)}.")
+    for name in ("train_images", "empirical_images"):
+        if options[name] < 0:
+            raise UserError(f"evaluate.{name}={options[name]}: a number of images, or 0 to leave them out.")
+    per_image = timesteps_per_image(cfg, model.diffusion.num_steps)
+    train, test = (data.split(name).images for name in ("train", "test"))
+    test = test[: up_to("num_images", cfg.num_images, len(test))]
+
+    with Evaluations(loaded.fabric.world_size) as progress:
+
+        def bounds_of(
+            name: str, network: Network, chains: dict[str, GaussianDiffusion], images: Tensor
+        ) -> dict[str, Bound]:
+            counted = progress.count(network, NAMES[name], len(images) * (per_image + 1))
+            return measure_bounds(counted, chains, images, per_image, cfg.seed, cfg.batch_size, device)
+
+        x0_mse = x0_mse_of(cfg, loaded, data, progress)
+        chains: dict[str, GaussianDiffusion] = {
+            name: with_variance(model.diffusion, name, x0_mse) for name in VARIANCES
+        }
+        model.diffusion = chains[variance]
+        under = bounds_of("test", loaded.network, chains, test)
+        bounds = {"test": under[variance]}
+        if options.train_images:
+            chain = {variance: model.diffusion}
+            bounds["train"] = bounds_of("train", loaded.network, chain, spread(train, options.train_images))[variance]
+        if options.empirical_images:
+            # The denoiser needs float64, which the processor has, and of other devices not every one.
+            by_heart = train.to(device if device.type == "cuda" else "cpu")
+            network = EmpiricalDenoiser(by_heart, model.diffusion.alpha_bars)
+            chain = {variance: model.diffusion.subsequence(torch.arange(model.diffusion.num_steps))}  # takes x_0
+            for name, images in {"empirical_test": test, "empirical_train": train}.items():
+                bounds[name] = bounds_of(name, network, chain, spread(images, options.empirical_images))[variance]
+    return Likelihood(variance, under, bounds)
+
+
+def timesteps_per_image(cfg: DictConfig, num_steps: int) -> int:
+    """How many of the steps t ≥ 1 each image is asked at."""
+    if not cfg.evaluate.exact:
+        if cfg.timesteps_per_image is None:
+            raise UserError("timesteps_per_image must be a number; evaluate.exact=true takes every step.")
+        return up_to("timesteps_per_image", cfg.timesteps_per_image, num_steps - 1)
+    if "timesteps_per_image" in identity_overrides(task_overrides()):
+        raise UserError(
+            "evaluate.exact=true takes every step, so it does not go with timesteps_per_image: leave one out."
+        )
+    return num_steps - 1
+
+
+def up_to(name: str, value: int | None, most: int) -> int:
+    """`value`, or all that there is when None."""
+    if value is None:
+        return most
+    if not 1 <= value <= most:
+        raise UserError(f"{name}={value}: there are 1 to {most}.")
+    return value
+
+
+def spread(images: Tensor, at_most: int) -> Tensor:
+    """At most so many of the images, evenly from first to last: data may be sorted by class."""
+    number = min(at_most, len(images))
+    return images[torch.linspace(0, len(images) - 1, number).round().long()]
+
+
+def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Estimate]]) -> Table:
+    shown = Table(*columns, title=title, title_justify="left")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, estimates in rows.items():
+        if name == "total":
+            shown.add_section()
+        shown.add_row(name, *map(_shown, estimates))
+    return shown
+
+
+def _shown(value: Estimate) -> str:
+    digits = 4 if abs(value.mean) < 10 else 1
+    return f"{value.mean:.{digits}f} ± {value.se:.{digits}f}"

@@ -1,0 +1,58 @@
+"""The x_0 error of a checkpoint, from which its optimal variance follows: measured once, kept beside it."""
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ddpm.commands import display
+from ddpm.commands.evaluations import Evaluations
+from ddpm.commands.from_checkpoint import Loaded, describe, x0_mse_key, x0_mse_path
+from ddpm.data import ImageData
+from ddpm.errors import UserError
+from ddpm.metrics.bound import measure_x0_mse, timesteps_for_x0_mse
+from ddpm.runs import write_json
+from ddpm.runs.files import read_json
+
+MIN_DRAWS = 4  # with fewer a timestep may be left out
+
+
+def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evaluations) -> Tensor:
+    """The network's mean squared x_0 error on validation images, at each timestep; float64 [T].
+
+    What is kept beside the checkpoint, if it was measured in the way that `cfg` asks for. Else it is measured now,
+    and kept if the images are those of the model's own data.
+
+    Raises:
+        UserError: too few draws.
+    """
+    diffusion, images, draws = loaded.model.diffusion, data.split("validation").images, cfg.evaluate.x0_mse_draws
+    if draws < MIN_DRAWS:
+        raise UserError(f"evaluate.x0_mse_draws={draws}: each timestep needs at least {MIN_DRAWS}.")
+    path = x0_mse_path(loaded.checkpoint)
+    facts = x0_mse_key(loaded.checkpoint, diffusion) | {
+        "data": describe(data),
+        "images": len(images),
+        "draws": draws,
+        "seed": cfg.seed,
+        "weights": "EMA",
+        "precision": loaded.fabric._precision.precision,
+    }
+    stored = read_json(path)
+    if "x0_mse" in stored and stored.items() >= facts.items():
+        display.console.print(f"The optimal variance follows from the x_0 error in {path}, measured before.")
+        return torch.tensor(stored["x0_mse"], dtype=torch.float64)
+
+    timesteps = timesteps_for_x0_mse(len(images), draws, diffusion.num_steps, cfg.seed)
+    network = progress.count(loaded.network, "x_0 error, validation", timesteps.numel())
+    device = loaded.fabric.device
+    curve = measure_x0_mse(network, diffusion, images, timesteps, cfg.seed, cfg.batch_size, device)
+    kept = f"is kept in {path}, for variance=optimal"
+    if cfg.data is not None:
+        kept = "is not kept, because data= names other images than the model's own"
+    elif loaded.fabric.is_global_zero:
+        try:
+            write_json(path, facts | {"x0_mse": curve.mean, "se": curve.se, "n": curve.n})
+        except OSError as error:
+            kept = f"cannot be kept, so that variance=optimal will not work elsewhere: {path}: {error.strerror}"
+    display.console.print(f"The x_0 error at each timestep {kept}.")
+    return curve.mean

@@ -1,0 +1,70 @@
+"""After a sweep of `ddpm evaluate`: how good the samples of each sampler are, against what they cost."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ddpm.commands import display
+from ddpm.metrics import plots
+from ddpm.runs.files import read_json
+
+COLUMNS = {
+    "sampler": "sampler",
+    "spacing": "spacing",
+    "variance": "variance",
+    "network_evaluations": "network evaluations",
+    "seconds_per_1000_images": "s / 1,000 images",
+    "quality/n": "n",
+    "quality/fd_test": "Fréchet distance to test",
+    "quality/fd_test_se": "± se",
+    "quality/fd_test_ratio": "/ floor",
+    "quality/fd_test_ratio_se": "± se",
+}
+"""of the table and its file: the keys of metrics.json"""
+
+
+ALIKE = ("checkpoint", "step", "data", "quality/n")
+"""what must be equal for numbers to be compared"""
+
+
+def compare(directories: Sequence[Path]) -> None:
+    """Print one table of these evaluations, and write it and its picture into the folder above them.
+
+    What was measured before of the same checkpoint with as many samples stands in it too: the whole chain takes
+    long, and once is enough.
+    """
+    asked = [
+        metrics
+        for path in directories
+        if {"sampler", "quality/fd_test"} <= (metrics := read_json(path / "metrics.json")).keys()
+    ]
+    if not asked:
+        return
+    folder = Path(os.path.commonpath([path.parent for path in directories]))
+    found = [read_json(path) for path in sorted(folder.rglob("metrics.json"))]
+    wanted = [[row[key] for key in ALIKE] for row in asked]
+    rows = [row for row in found if "sampler" in row and [row.get(key) for key in ALIKE] in wanted]
+    rows.sort(key=lambda row: (row["sampler"], row["spacing"], row["variance"], row["network_evaluations"]))
+    table = Table(*COLUMNS.values(), title="Quality against cost", title_justify="left")
+    for row in rows:
+        table.add_row(*(_shown(row[key]) for key in COLUMNS))
+    display.console.print(table)
+
+    with (folder / "quality_cost.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, "checkpoint"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    plots.quality_cost(rows).savefig(folder / "quality_cost.png")
+    display.results(
+        folder,
+        ["quality_cost.png: the Fréchet distance over its floor, against evaluations and time", "quality_cost.csv"],
+        [],
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

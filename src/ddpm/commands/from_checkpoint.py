@@ -1,0 +1,200 @@
+"""What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
+
+import hashlib
+import shlex
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ddpm.commands import display
+from ddpm.commands.command import Plan
+from ddpm.config import build
+from ddpm.data import MNIST, ImageData
+from ddpm.devices import map_over_processes
+from ddpm.diffusion import GaussianDiffusion, Sampler
+from ddpm.diffusion.process import Variance
+from ddpm.errors import UserError
+from ddpm.runs import check_targets, find_checkpoint, results_name, run_name, task_overrides, trusted_targets
+from ddpm.runs.files import read_json
+from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
+from ddpm.training.module import DDPM
+
+
+class Loaded(NamedTuple):
+    checkpoint: Path
+    model: DDPM
+    """on its device, in evaluation mode"""
+    fabric: L.Fabric
+    """device and precision"""
+    directory: Path
+    """for the results; not yet made"""
+
+    def network(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The moving average's output; it alone in the device's precision, the chain's arithmetic in float32."""
+        with self.fabric.autocast():
+            return self.model.ema(x_t, t)
+
+
+def load(cfg: DictConfig) -> Loaded:
+    """The model that `ckpt=` names.
+
+    Raises:
+        UserError: no such checkpoint, one that cannot be read or trusted, or a device that is not there.
+    """
+    checkpoint = find_checkpoint(cfg.ckpt)
+    fabric = build_fabric(cfg.trainer)
+    fabric.launch()
+    display.console.quiet = not fabric.is_global_zero
+    model = DDPM.load_from_checkpoint(checkpoint, fabric.device, trusted_targets(config_folders()))
+    return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
+
+
+def sample(
+    cfg: DictConfig, loaded: Loaded, sampler: Sampler, on_step: Callable[[int], None] = lambda images: None
+) -> Tensor:
+    """The `num_samples` images that the model makes, [N, C, H, W] in [-1, 1] on the CPU, in every process.
+
+    Args:
+        on_step: called with the number of images that went one step further in this process.
+    """
+
+    def images_of(indices: Tensor) -> Tensor:
+        return loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step).cpu()
+
+    with loaded.fabric.autocast():
+        return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))
+
+
+def plan(cfg: DictConfig, what: str) -> Plan:
+    """What a command would do, in words, with the checkpoint that `ckpt=` names.
+
+    Raises:
+        UserError: no such checkpoint, one that cannot be read, trusted, or walked by the sampler, or no such device.
+    """
+    checkpoint = find_checkpoint(cfg.ckpt)
+    number_of_processes(cfg.trainer)  # are they there?
+    model = DDPM.load_from_checkpoint(checkpoint, trusted=trusted_targets(config_folders()))
+    if "sampler" in cfg:
+        model.check_sampler(build(cfg.sampler))
+    return Plan(results_directory(cfg, checkpoint), what)
+
+
+def build_fabric(trainer: DictConfig) -> L.Fabric:
+    """Device and precision for work that is not training."""
+    quieten_lightning()
+    try:
+        return L.Fabric(**lightning_arguments(trainer))
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
+    """The data set that the command names, else the one that the model was trained on.
+
+    The checkpoint's own choice is built only if a YAML of the user's `data` group has its class, and it is looked
+    for where the user keeps data now.
+
+    Raises:
+        UserError: an unknown data set, or images of another shape than the model's.
+    """
+    node: Any = cfg.data
+    if node is None:
+        saved = model.hparams["config"]
+        node = dict(saved["data"])
+        check_targets(node, trusted_targets(folder / "data" for folder in config_folders()))
+        # What may be downloaded goes where the user wants it, whatever a stranger's checkpoint says.
+        if node.get("root") == saved["paths"]["data"] or issubclass(get_class(node["_target_"]), MNIST):
+            node["root"] = cfg.paths.data
+    data: ImageData = build(node)
+    if tuple(data.image_shape) != tuple(model.image_shape):
+        raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
+    return data
+
+
+def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> None:
+    """Give the model the reverse variance that the command names; None leaves it the checkpoint's own.
+
+    Raises:
+        UserError: an unknown one, or `optimal` where the x_0 error of this checkpoint has not been measured.
+    """
+    if variance is not None:
+        x0_mse = stored_x0_mse(checkpoint, model.diffusion) if variance == "optimal" else None
+        model.diffusion = with_variance(model.diffusion, variance, x0_mse)
+
+
+def with_variance(diffusion: GaussianDiffusion, variance: Variance, x0_mse: Tensor | None) -> GaussianDiffusion:
+    """The same chain, on the same device, with another variance of the reverse steps.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of the schedule was said when the model was loaded
+        try:
+            other = GaussianDiffusion(diffusion.betas, diffusion.prediction, variance, x0_mse, diffusion.clip_x0)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return other.to(next(diffusion.buffers()).device)
+
+
+def x0_mse_path(checkpoint: Path) -> Path:
+    """Where `ddpm evaluate` keeps the x_0 error of a checkpoint: `best.x0_mse.json` beside `best.ckpt`."""
+    return checkpoint.with_suffix(".x0_mse.json")
+
+
+def x0_mse_key(checkpoint: Path, diffusion: GaussianDiffusion) -> dict[str, Any]:
+    """What a measured x_0 error belongs to: this very file, and whether x_0 was clipped."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"checkpoint_sha256": digest, "clip_x0": diffusion.clip_x0}
+
+
+def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
+    """The mean squared x_0 error at each timestep that `ddpm evaluate` has measured of this checkpoint, float64 [T].
+
+    Raises:
+        UserError: it has not, or it has of another checkpoint that was here before.
+    """
+    path = x0_mse_path(checkpoint)
+    stored = read_json(path)
+    key = x0_mse_key(checkpoint, diffusion)
+    if "x0_mse" not in stored:
+        problem = f"{path} is damaged" if path.exists() else "it has not been measured"
+    elif {name: stored.get(name) for name in key} != key:
+        problem = f"{path} is of another checkpoint"
+    else:
+        return torch.tensor(stored["x0_mse"], dtype=torch.float64)
+    raise UserError(
+        f"variance=optimal follows from the model's x_0 error, and {problem}. "
+        f"Run `ddpm evaluate ckpt={shlex.quote(str(checkpoint))}` first, which measures it."
+    )
+
+
+def describe(data: ImageData) -> str:
+    """The data set's name, and its folder where it has one."""
+    return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
+
+
+def config_folders() -> list[Path]:
+    """The folders that this command's config was composed from: the project's, and those of --config-dir."""
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+
+
+def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
+    """`outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
+    hydra = HydraConfig.get()
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    of_run, mark = results_name([run], cfg.paths.outputs)
+    overrides = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
+    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
+    assert hydra.job.config_name is not None
+    return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

@@ -1,0 +1,144 @@
+"""`ddpm report`: the runs of a sweep, or of any directories, beside each other."""
+
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from rich.measure import Measurement
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from ddpm.commands import display
+from ddpm.commands.command import Plan
+from ddpm.errors import UserError
+from ddpm.runs import results_name
+from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
+from ddpm.runs.compare import (
+    METRICS,
+    NUMBERS,
+    Comparison,
+    TextTable,
+    compare,
+    draw_comparison,
+    html_page,
+    markdown_page,
+    points_table,
+    runs_table,
+    states,
+    write_points_csv,
+    write_runs_csv,
+)
+from ddpm.runs.compare.figure import CURVES
+from ddpm.runs.compare.page import COUNTED
+from ddpm.runs.files import make_folder, replace_file
+
+
+def run(cfg: DictConfig) -> None:
+    """Show the table of all runs at or below `runs`, and write it with plots as CSV, Markdown, PNG and HTML.
+
+    Raises:
+        UserError: there are none.
+    """
+    places = places_of(cfg)
+    compared = compare([read_run(directory) for directory in find_runs(places)])
+    directory = report_directory(cfg)
+    make_folder(directory)
+    files = write(directory, compared, " and ".join(map(str, places)))
+    show_comparison(compared)
+    display.results(directory, files, next_commands(compared))
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """What `run` would do.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    return Plan(report_directory(cfg), f"compare {len(find_runs(places_of(cfg)))} runs")
+
+
+def show(directories: Sequence[Path]) -> None:
+    """Print the table of these runs; one that has not begun is told as absent."""
+    if directories:
+        show_comparison(compare([read_run(directory) for directory in directories]))
+
+
+def places_of(cfg: DictConfig) -> list[Path]:
+    """The directories that `runs=` names: one, or a list."""
+    named: list[Any] = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
+    if not named or not all(named):
+        raise UserError("runs is empty: give a directory, for example runs=outputs/train")
+    return [Path(str(place)).expanduser() for place in named]
+
+
+def report_directory(cfg: DictConfig) -> Path:
+    """`outputs/report/<name of the runs' folder>`."""
+    name, mark = results_name(places_of(cfg), cfg.paths.outputs)
+    return Path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
+
+
+def write(directory: Path, compared: Comparison, title: str) -> list[str]:
+    """Write all files of the report; returns what they are."""
+    console = display.console
+    shown = track(compared.runs, "reading the curves", console=console, transient=True, disable=not console.is_terminal)
+    curves = {run.directory: read_curves(run.directory, CURVES) for run in shown}
+    samples = {run.directory: found for run in compared.runs if (found := newest_samples(run.directory)) is not None}
+    light, dark = draw_comparison(compared, curves), draw_comparison(compared, curves, dark=True)
+    picture = draw_comparison(compared, curves, samples)
+
+    page = html_page(title, compared, {"light": light, "dark": dark} if light and dark else {}, samples)
+    replace_file(directory / "report.html", page.encode())
+    replace_file(directory / "report.md", markdown_page(title, compared).encode())
+    write_runs_csv(directory / "runs.csv", compared)
+    write_points_csv(directory / "settings.csv", compared)
+    if picture is None:
+        (directory / "report.png").unlink(missing_ok=True)  # of an earlier report
+    else:
+        replace_file(directory / "report.png", picture)
+    return [
+        "report.html: all of it on one page, for a browser",
+        *(["report.png: curves, settings, samples"] if picture else []),
+        "report.md: the tables",
+        "settings.csv, runs.csv: one row for each setting, and for each run",
+    ]
+
+
+def show_comparison(compared: Comparison) -> None:
+    """Print the table of the settings, that of the runs, and where each run is and what was wrong with it."""
+    if any(point.finished for point in compared.points):
+        print_table(points_table(compared), COUNTED.capitalize())
+    header, rows = runs_table(compared)
+    in_files_alone = {*METRICS, "best checkpoint", "run"} - {compared.quality}
+    kept = [i for i, name in enumerate(header) if name not in in_files_alone]
+    numbered = [[str(n), *(row[i] for i in kept)] for n, row in enumerate(rows, start=1)]
+    table = TextTable(["#", *(header[i] for i in kept)], numbered)
+    print_table(table, f"{states(compared)} in {compared.root}")
+    for n, run in enumerate(compared.runs, start=1):
+        display.console.print(Text(f"{n:3}  {run.checkpoint or run.directory}"))
+        if run.error:
+            display.console.print(Text(textwrap.indent(run.error, " " * 5), "red"))
+
+
+def print_table(table: TextTable, title: str) -> None:
+    console = display.console
+    shown = Table(title=Text(title), title_justify="left")
+    for name in table.header:
+        shown.add_column(Text(name), justify="right" if name in NUMBERS else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    if not console.is_terminal:  # a log has no width; a line of it is one row
+        shown.width = Measurement.get(console, console.options.update_width(1000), shown).maximum
+    console.print(shown)
+
+
+def next_commands(compared: Comparison) -> list[str]:
+    best = compared.best_run
+    ckpt = shlex.quote(str(best.checkpoint)) if best else ""
+    return [
+        *([f"ddpm evaluate ckpt={ckpt}", f"ddpm sample ckpt={ckpt}"] if best else []),
+        f"tensorboard --logdir {shlex.quote(str(compared.root))}",
+    ]

@@ -1,0 +1,139 @@
+"""`ddpm sample`: draw images from a checkpoint, or make some from images that there are."""
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+from ddpm.commands import display, from_checkpoint
+from ddpm.commands.command import Plan
+from ddpm.commands.edits import Chain, Mode
+from ddpm.commands.from_checkpoint import Loaded
+from ddpm.config import build
+from ddpm.data import pictures, to_model_range, to_uint8
+from ddpm.devices import device_name
+from ddpm.diffusion import Ancestral, Sampler
+from ddpm.errors import UserError
+from ddpm.runs import provenance, write_json
+from ddpm.runs.files import make_folder
+from ddpm.training.module import DDPM
+
+
+class Made(NamedTuple):
+    images: Tensor
+    """[N, C, H, W] in [-1, 1]"""
+    evaluations: int
+    """of the network, counted by images"""
+    picture: Image.Image
+    inputs: Tensor | None = None
+    """what they were made from, [M, C, H, W] in [-1, 1]"""
+
+
+def run(cfg: DictConfig) -> None:
+    """Write images as one picture and as an array: `num_samples` of them, or so many a row of a mode.
+
+    Raises:
+        UserError: no such checkpoint, data or image, or a sampler or a mode that does not go with the checkpoint.
+    """
+    if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
+        raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
+    sampler: Sampler = build(cfg.sampler)
+    mode: Mode | None = build(cfg.mode)
+    loaded = from_checkpoint.load(cfg)
+    checkpoint, model, fabric, directory = loaded
+    if cfg.variance is not None and not isinstance(sampler, Ancestral):
+        raise UserError(f"variance={cfg.variance} is of the ancestral chain alone: sampler=ancestral, or leave it out.")
+    from_checkpoint.set_variance(model, cfg.variance, checkpoint)
+    steps = model.check_sampler(sampler)
+    if mode is not None and fabric.world_size > 1:
+        raise UserError("a mode works on one device: leave trainer.devices out.")
+
+    started = time.perf_counter()
+    made = draw(cfg, loaded, sampler, steps) if mode is None else edit(cfg, loaded, sampler, steps, mode)
+    seconds = time.perf_counter() - started
+    if not fabric.is_global_zero:
+        return
+
+    make_folder(directory)
+    arrays = {"images": made.images} | ({} if made.inputs is None else {"inputs": made.inputs})
+    pixels = {name: to_uint8(images).cpu().numpy() for name, images in arrays.items()}
+    made.picture.save(directory / "samples.png")
+    np.savez_compressed(directory / "samples.npz", **pixels)  # type: ignore[arg-type]
+    write_json(directory / "provenance.json", provenance(device_name(fabric.device)) | {"checkpoint": checkpoint})
+    each = round(made.evaluations / len(made.images))
+    display.console.print(f"{len(made.images)} images in {seconds:.1f} s, {each} network evaluations each")
+    display.results(
+        directory,
+        [
+            "samples.png: all of them",
+            "samples.npz: " + ", ".join(f"{name}, uint8 {list(array.shape)}" for name, array in pixels.items()),
+        ],
+        [f"ddpm evaluate ckpt={shlex.quote(str(checkpoint))}"],
+    )
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """What `run` would do."""
+    return from_checkpoint.plan(cfg, "draw images")
+
+
+def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> Made:
+    """Images from noise."""
+    evaluations, processes = cfg.num_samples * steps, loaded.fabric.world_size
+    with progress_bar(steps, evaluations) as advance:
+        images = from_checkpoint.sample(cfg, loaded, sampler, lambda done: advance(done * processes))
+    return Made(images, evaluations, pictures.image_grid(images))
+
+
+def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mode) -> Made:
+    """Images from images of the test set."""
+    images = pick_images(cfg, loaded.model).to(loaded.fabric.device)
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        outputs = []
+        for batch in zip(x_t.split(cfg.batch_size), t.split(cfg.batch_size), strict=True):
+            outputs.append(loaded.network(*batch))
+            advance(len(outputs[-1]))
+        return torch.cat(outputs)
+
+    chain = Chain(denoise, loaded.model.diffusion, sampler)
+    try:
+        evaluations = mode.evaluations(chain, len(images), cfg.num_samples)
+    except ValueError as error:
+        raise UserError(f"mode: {error}") from error
+    with progress_bar(steps, evaluations) as advance, torch.no_grad():
+        edited = mode(chain, images, cfg.num_samples, cfg.seed)
+
+    made = edited.made.flatten(0, 1).clamp(-1, 1)
+    picture = pictures.image_table(edited.groups(), mode.captions(cfg.images))
+    return Made(made, evaluations, picture, images)
+
+
+def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
+    """The images `images=[…]` of the test set, [N, C, H, W] in [-1, 1]."""
+    if not isinstance(cfg.images, ListConfig) or not all(type(index) is int for index in cfg.images) or not cfg.images:
+        raise UserError(f"images={cfg.images}: name some of the test set by their numbers, as in images=[0,3].")
+    data = from_checkpoint.data_of(cfg, model)
+    data.prepare_data()
+    data.setup()
+    images = data.split("test").images
+    for index in cfg.images:
+        if not 0 <= index < len(images):
+            raise UserError(f"images: there is no {index}, the test set has the images 0 to {len(images) - 1}.")
+    return to_model_range(images[list(cfg.images)])
+
+
+@contextmanager
+def progress_bar(steps: int, evaluations: int) -> Iterator[Callable[[int], None]]:
+    """Shows the network's evaluations; gives what is to be called with each number of them."""
+    with Progress(console=display.console) as progress:
+        task = progress.add_task(f"sampling, {steps} steps", total=evaluations)
+        yield lambda done: progress.advance(task, done)

@@ -1,0 +1,1 @@
+"""From a composed config to processes: one job, a sweep, a search, Slurm's queue."""

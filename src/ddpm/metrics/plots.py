@@ -1,0 +1,181 @@
+"""Every figure; pictures of the images themselves are in `pictures.py`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ddpm.data.pictures import pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ddpm.metrics.estimates import Curve
+
+GREY = "0.45"
+
+
+def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstruction: float, total: float) -> "Figure":
+    """The bound along the chain, in bits/dim: the KL of each step, the gap between test and train, and the sum so far.
+
+    Args:
+        curves: the KL of one step, under the name "denoiser, split"; train is dashed. The first is the bound's own.
+        gap: of the KL of one step between test and train, in percent.
+        reconstruction, total: of the bound.
+    """
+    heights = [4, 2] if gap is None else [4, 1.6, 2]
+    figure = _figure(7, sum(heights))
+    steps, *between, sums = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    own = next(iter(curves.values()))
+    denoisers = list(dict.fromkeys(name.partition(",")[0] for name in curves))
+    for name, curve in curves.items():
+        colour = f"C{denoisers.index(name.partition(',')[0])}"
+        _band(steps, curve, color=colour, linestyle="--" if name.endswith("train") else "-", label=name)
+    # A logarithmic axis with a place for 0, well below the model: the oracle's, and that of a denoiser that has found
+    # the image in the training set.
+    lowest = own.mean[own.mean > 0].min().item() if (own.mean > 0).any() else 1.0
+    smallest = 10 ** math.floor(math.log10(lowest) - 1)
+    steps.set_yscale("symlog", linthresh=smallest)
+    steps.axhline(0, color="black", linewidth=1, linestyle=":", label="oracle, given the true $x_0$: 0")
+    steps.set_ylim(bottom=-smallest / 2)
+    steps.set_ylabel("KL of one step [bits/dim]")
+    steps.legend(frameon=False, fontsize=8, title="mean ± standard error", title_fontsize=8, loc="upper right")
+
+    if gap is not None:
+        _band(between[0], gap, color="C0")
+        between[0].axhline(0, color=GREY, linewidth=0.8, linestyle=":")
+        between[0].set_ylabel("test − train [%]")
+
+    so_far = reconstruction + torch.cat([own.mean.new_zeros(1), (own.mean * own.edges.diff()).cumsum(0)])
+    sums.plot(own.edges - 1, so_far, color="C0", linewidth=1.2)
+    sums.axhline(total, color=GREY, linewidth=0.8, linestyle="--")
+    sums.annotate(
+        f"bound {total:.3f}, of it reconstruction {reconstruction:.3f}",
+        (1, 0), (-6, 6), "axes fraction", "offset points",
+        ha="right", va="bottom", fontsize=8, color=GREY,
+    )  # fmt: skip
+    sums.set_ylim(bottom=0)
+    sums.set_ylabel("sum up to t [bits/dim]")
+    sums.set_xlabel("timestep t")
+    sums.set_xscale("log")
+    sums.set_xlim(1, own.edges[-1].item())
+    return figure
+
+
+def _band(axes: "Axes", curve: "Curve", **style: Any) -> None:
+    """A curve and its standard error."""
+    centres = (curve.edges[:-1] + curve.edges[1:] - 1) / 2
+    axes.plot(centres, curve.mean, linewidth=1.2, **style)
+    low, high = curve.mean - curve.se, curve.mean + curve.se
+    axes.fill_between(centres, low, high, color=style["color"], alpha=0.25, linewidth=0)
+
+
+def chains(rows: Mapping[str, Sequence[Tensor | None]], titles: Sequence[str]) -> "Figure":
+    """Images [C, H, W] in [-1, 1] in rows with a caption each, under common titles; None leaves a place empty."""
+    figure = _figure(0.45 + 1.03 * len(titles), 0.35 + 1.03 * len(rows), padding=0.02)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, (caption, images) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(caption, fontsize=8)
+        for axis, image in zip(row, images, strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(image is not None)
+            axis.spines[:].set(color="0.8", linewidth=0.5)
+            if image is not None:
+                axis.imshow(pixels(image).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
+def errors(timesteps: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
+    """Root mean squared errors to x_0 over `timesteps` [N], a curve [N] for each caption."""
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    for caption, curve in curves.items():
+        axes.plot(timesteps, curve, linewidth=1.3, label=caption)
+    axes.set_xlabel("timestep t of $x_t$")
+    axes.set_ylabel("RMSE to $x_0$ [pixels in −1 … 1]")
+    axes.set_xlim(timesteps[0].item(), timesteps[-1].item())
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _figure(width: float, height: float, padding: float = 0.05) -> "Figure":
+    """An empty figure, sizes in inches, that belongs to no window."""
+    from matplotlib.figure import Figure  # half a second, which training does not need
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=padding, h_pad=padding, wspace=0, hspace=0)
+    return Figure(figsize=(width, height), dpi=150, layout=layout)
+
+
+def closest_pairs(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], thresholds: Mapping[str, float]) -> "Figure":
+    """Samples above their nearest training images, with the distances between them.
+
+    Args:
+        pairs: for each space of distances: samples [k, C, H, W] and training images [k, C, H, W] in [-1, 1], and the
+            distances [k].
+        thresholds: for each space, the distance below which a sample counts as a near-copy; such are marked.
+    """
+    columns = max(len(distances) for _, _, distances in pairs.values())
+    figure = _figure(0.6 + 1.0 * columns, 2.55 * len(pairs), padding=0.02)
+    for part, (space, (samples, train, distances)) in zip(
+        figure.subfigures(len(pairs), 1, squeeze=False)[:, 0], pairs.items(), strict=True
+    ):
+        threshold = thresholds[space]
+        part.suptitle(f"nearest by {space}; a near-copy is below {threshold:.3g}", fontsize=9)
+        axes = part.subplots(2, columns, squeeze=False)
+        for row, caption, images in zip(axes, ("sample", "training"), (samples, train), strict=True):
+            row[0].set_ylabel(caption, fontsize=8)
+            for axis in row:
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+            for axis, image in zip(row, images, strict=False):
+                axis.imshow(pixels(image).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        for axis, distance in zip(axes[0], distances.tolist(), strict=False):
+            copied = distance < threshold
+            axis.set_title(f"{distance:.3g}", fontsize=8, color="C3" if copied else GREY)
+    return figure
+
+
+def class_shares(samples: Tensor, real: Tensor) -> "Figure":
+    """The share of each class among the samples beside that among real images, both [classes]."""
+    figure = _figure(6, 2.6)
+    axes = figure.subplots()
+    classes = range(len(real))
+    for shift, shares, colour, label in ((-0.2, real, "0.75", "training images"), (0.2, samples, "C0", "samples")):
+        axes.bar([digit + shift for digit in classes], (100 * shares).tolist(), width=0.4, color=colour, label=label)
+    axes.set_xticks(classes)
+    axes.set_xlabel("digit, as the classifier sees it")
+    axes.set_ylabel("share [%]")
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
+def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """The Fréchet distance over its floor, against network evaluations and against time; a line for each sampler.
+
+    Args:
+        rows: what `metrics.json` of each evaluation holds.
+    """
+    figure = _figure(9, 4)
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(f"{row['sampler']}, {row['spacing']}, {row['variance']}", []).append(row)
+    costs = {"network_evaluations": "network evaluations", "seconds_per_1000_images": "seconds per 1,000 images"}
+    for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
+        for caption, points in lines.items():
+            ratio = [point["quality/fd_test_ratio"] for point in points]
+            error = [point["quality/fd_test_ratio_se"] for point in points]
+            axes.errorbar(
+                [point[cost] for point in points], ratio, error, marker="o", markersize=4, linewidth=1.2, label=caption
+            )
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+        axes.set(xscale="log", yscale="log", xlabel=label)
+    figure.axes[0].set_ylabel("Fréchet distance / that of real digits")
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    return figure

@@ -1,0 +1,81 @@
+"""A comparison as one page: HTML that needs nothing beside it, and Markdown."""
+
+import html
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from ddpm.runs.collect import Samples
+from ddpm.runs.compare.comparison import Comparison
+from ddpm.runs.compare.tables import NUMBERS, TextTable, points_table, runs_table
+from ddpm.runs.status import now
+
+COUNTED = "mean ± standard error over the seeds, finished runs alone"
+
+
+def html_page(
+    title: str,
+    compared: Comparison,
+    plots: Mapping[str, bytes],
+    samples: Mapping[Path, Samples],
+) -> str:
+    """The whole page; whatever a name or an error holds is shown as text.
+
+    Args:
+        plots: the figure as PNG, for "light" and for "dark" screens; none where there is nothing to plot.
+        samples: of the runs that have some, by directory.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
+    template = environment.from_string(resources.files("ddpm.runs.compare").joinpath("page.html").read_text("utf-8"))
+    return template.render(
+        title=title,
+        compared=compared,
+        states=states(compared),
+        counted=COUNTED,
+        points=points_table(compared),
+        runs=runs_table(compared),
+        numbers=NUMBERS,
+        plots=plots,
+        samples=samples,
+        time=now(),
+    )
+
+
+def markdown_page(title: str, compared: Comparison) -> str:
+    """The tables, and what went wrong."""
+    parts = [
+        f"# {_inline(title)}",
+        f"{_inline(states(compared))} in `{compared.root}`, {now()}",
+        f"## Settings: {COUNTED}",
+        _markdown_table(points_table(compared)),
+        "## Runs",
+        f"Checkpoints are in `{compared.root}/RUN/checkpoints/`.",
+        _markdown_table(runs_table(compared)),
+    ]
+    if errors := {compared.name(run): run.error for run in compared.runs if run.error}:
+        parts += ["## What went wrong", *(f"- {_inline(name)}: {_inline(error)}" for name, error in errors.items())]
+    if compared.best_run is not None:
+        parts += [f"Lowest {compared.quality}: `{compared.best_run.checkpoint}`"]
+    return "\n\n".join(parts) + "\n"
+
+
+def states(compared: Comparison) -> str:
+    """How many runs there are of each state."""
+    counts = Counter(run.state for run in compared.runs)
+    runs = f"{len(compared.runs)} run{'s' * (len(compared.runs) > 1)}"
+    return f"{runs} ({', '.join(f'{n} {state}' for state, n in counts.most_common())})"
+
+
+def _markdown_table(table: TextTable) -> str:
+    lines = [table.header, ["---:" if name in NUMBERS else "---" for name in table.header], *table.rows]
+    return "\n".join(f"| {' | '.join(map(_inline, line))} |" for line in lines)
+
+
+def _inline(words: str) -> str:
+    """As text on one line, in a table's cell too."""
+    return " ".join(html.escape(words, quote=False).replace("|", "\\|").split())

@@ -1,0 +1,69 @@
+"""Keeps a run's status.json true while it trains."""
+
+import contextlib
+import math
+import os
+import socket
+import time
+from typing import Any
+
+import lightning as L
+
+from ddpm.data.batches import batches_done
+from ddpm.errors import UserError
+from ddpm.runs.run import Run
+from ddpm.runs.status import State
+
+
+class RunStatus(L.Callback):
+    """Writes state, step and epoch into status.json at the start, every `interval` seconds, and when it fails;
+    the newest metrics into metrics.json after each validation and at the end.
+
+    Args:
+        epoch_batches: batches of an epoch of the data.
+    """
+
+    def __init__(self, run: Run, epoch_batches: int, interval: float = 10.0):
+        self.run = run
+        self.epoch_batches = epoch_batches
+        self.interval = interval
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        status = self.run.status
+        status.host, status.pid, status.error = socket.gethostname(), os.getpid(), None
+        self.began = time.monotonic() - status.seconds
+        self.written = -math.inf
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        # Not before the first batch: who reads "running" may send a signal, and those are heeded by then.
+        if time.monotonic() - self.written >= self.interval:
+            self.write(trainer, "running")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == trainer.max_steps:  # before the last checkpoint, after which nothing runs again
+            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.write(trainer, "running")
+        self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.run.status.state == "interrupted":  # and said so
+            return
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
+        self.run.status.error = f"{type(exception).__name__}: {exception}"
+        with contextlib.suppress(OSError, UserError):  # a full disk, or a directory deleted, may be what it is about
+            self.write(trainer, "interrupted" if stopped else "failed")
+
+    def write(self, trainer: L.Trainer, state: State) -> None:
+        self.run.check_ours()
+        status = self.run.status
+        status.state, status.step = state, trainer.global_step
+        status.epoch = batches_done(trainer) // self.epoch_batches
+        self.written = time.monotonic()
+        status.seconds = self.written - getattr(self, "began", self.written)
+        status.write(self.run.directory)

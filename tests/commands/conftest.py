@@ -1,0 +1,44 @@
+import warnings
+from pathlib import Path
+
+import lightning as L
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ddpm.config import build, conf_dir
+from ddpm.training.module import DDPM
+
+TINY = [
+    "data=mnist_mini",
+    "model=unet_tiny",
+    "model.channels=8",
+    "schedule.num_steps=30",
+    "data.batch_size=8",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory with the checkpoint of a tiny model, trained for two real steps: 30 timesteps, 28×28."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", TINY)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    model = DDPM.from_config(config)  # type: ignore[arg-type]
+    trainer = L.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the moving average
+        trainer.fit(model, build(cfg.data))
+    run = tmp_path_factory.mktemp("train") / "tiny"
+    (run / "checkpoints").mkdir(parents=True)
+    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    return run

@@ -1,0 +1,96 @@
+"""The sample quality part of `ddpm evaluate` as a user runs it: samples of the tiny model, and of real digits."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from ddpm.commands.evaluate.sample_quality import knows
+from ddpm.data import FashionMNIST, MNISTMini
+
+QUALITY = ["trainer=cpu", "num_images=0", "num_samples=100"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    """Real digits that no model of mnist_mini was trained on, uint8 [300, 1, 28, 28]."""
+    data = MNISTMini(batch_size=1, validation_size=1000)
+    data.setup()
+    return data.split("test").images[::6][:300].numpy()
+
+
+def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
+    answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler.steps=3")
+    assert answer.returncode == 0, answer.stderr
+    assert "Sample quality: 100 samples" in answer.stdout
+    assert "Variational bound" not in answer.stdout
+    (metrics_file,) = tmp_path.glob("outputs/evaluate/tiny/*/metrics.json")
+    metrics = json.loads(metrics_file.read_text())
+    assert metrics["quality/fd_test"] > 5 * metrics["quality/fd_test_real"] > 0  # two steps of training make no digits
+    assert metrics["quality/fd_test_ratio"] == pytest.approx(
+        metrics["quality/fd_test"] / metrics["quality/fd_test_real"]
+    )
+    assert metrics.items() >= {"sampler": "SDEDPMSolverPP", "network_evaluations": 3, "samples_judged": 100}.items()
+    for name in ("samples", "closest", "classes"):
+        with Image.open(metrics_file.with_name(f"{name}.png")) as picture:
+            assert picture.convert("L").getextrema()[1] > 0
+    events = EventAccumulator(str(metrics_file.parent)).Reload()
+    assert events.Scalars("evaluate/quality/fd_test")[0].value == pytest.approx(metrics["quality/fd_test"])
+    assert {"evaluate/samples", "evaluate/closest"} <= set(events.Tags()["images"])
+
+
+def test_anybodys_digits_are_judged_beside_the_same_floors(ddpm_cli, tmp_path, digits):
+    np.savez(tmp_path / "digits.npz", digits)
+    answer = ddpm_cli("evaluate", "samples=digits.npz", "data=mnist_mini")
+    assert answer.returncode == 0, answer.stderr
+    (metrics_file,) = tmp_path.glob("outputs/evaluate/default/*/metrics.json")
+    metrics = json.loads(metrics_file.read_text())
+    assert metrics["samples_judged"] == 300
+    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # they are real
+    assert metrics["quality/confidence"] > 0.98
+
+
+def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_run, tmp_path):
+    one = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler=ancestral")
+    assert one.returncode == 0, one.stderr
+    grid = ["sampler=ddim,sde_dpm_solver", "sampler.steps=2,3"]
+    answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, *grid, "-m")
+    assert answer.returncode == 0, answer.stderr
+    assert "Quality against cost" in answer.stdout
+    folder = tmp_path / "outputs" / "evaluate" / "tiny"
+    with (folder / "quality_cost.csv").open(newline="") as file:
+        rows = [(row["sampler"], int(row["network_evaluations"])) for row in csv.DictReader(file)]
+    # With what was measured before of this checkpoint.
+    assert rows == [("Ancestral", 30), ("DDIM", 2), ("DDIM", 3), ("SDEDPMSolverPP", 2), ("SDEDPMSolverPP", 3)]
+    with Image.open(folder / "quality_cost.png") as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "ddpm evaluate ckpt="),
+        (["ckpt=a", "samples=b"], "ckpt and samples do not go together"),
+        pytest.param(
+            ["samples=a.npz", "num_samples=200"], "num_samples would make no difference", marks=pytest.mark.slow
+        ),
+        (["samples=nothing.npz"], "there is no file or folder nothing.npz"),
+        pytest.param(["samples=.", "data=mnist_mini"], "no *.png", marks=pytest.mark.slow),
+        pytest.param(["ckpt={run}", "num_samples=50", "num_images=0"], "at least 100", marks=pytest.mark.slow),
+        pytest.param(["ckpt={run}", "num_samples=0", "num_images=0"], "nothing is left", marks=pytest.mark.slow),
+    ],
+)
+def test_mistakes(ddpm_cli, tiny_run, tmp_path, overrides, words):
+    answer = ddpm_cli("evaluate", *(word.format(run=tiny_run) for word in overrides))
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    assert words in answer.stderr
+    assert list(tmp_path.rglob("metrics.json")) == []
+
+
+def test_the_classifier_knows_mnist_alone():
+    assert knows(MNISTMini(batch_size=1, validation_size=1))
+    assert not knows(FashionMNIST(root="nowhere", batch_size=1, validation_size=1))

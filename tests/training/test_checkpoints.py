@@ -1,0 +1,181 @@
+"""A checkpoint describes its model, and runs nothing of its own."""
+
+import sys
+
+import jaxtyping
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from small import Shades, fit
+from torch import nn
+
+from ddpm.config import conf_dir
+from ddpm.diffusion import DDIM
+from ddpm.errors import UserError
+from ddpm.runs import trusted_targets
+from ddpm.training.module import DDPM
+
+SMALL = [
+    "data=image_folder", "data.root=pictures", "data.image_size=8", "data.image_channels=1",
+    "model=unet_tiny", "model.channels=8", "model.multipliers=[1,2]", "model.attention=[]",
+    "schedule=cosine", "schedule.num_steps=20",
+]  # fmt: skip
+
+
+def config_of(*overrides):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", [*SMALL, *overrides]), resolve=True)
+    assert isinstance(config, dict)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model after three steps, and its checkpoint."""
+    overrides = ("objective.prediction=v", "diffusion.variance=large", "model.dropout=0.1", "optimizer.lr=0.05")
+    model = DDPM.from_config(config_of(*overrides, "optimizer.warmup_steps=0"))
+    path = tmp_path_factory.mktemp("run") / "last.ckpt"
+    fit(model, 3, data=Shades()).save_checkpoint(path)
+    return model, path
+
+
+def test_the_path_is_all_that_is_needed(trained):
+    model, path = trained
+    loaded = DDPM.load_from_checkpoint(path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    assert (loaded.diffusion.prediction, loaded.diffusion.variance) == ("v", "large")
+    assert torch.equal(loaded.diffusion.alpha_bars, model.diffusion.alpha_bars)
+    assert not any(module.training for module in loaded.modules())
+    for sampler in (None, DDIM(5)):
+        assert torch.equal(loaded.sample(3, sampler, seed=1), model.sample(3, sampler, seed=1))
+    assert not torch.equal(loaded.sample(3, seed=1), DDPM.from_config(model.hparams["config"]).sample(3, seed=1))
+
+
+def test_a_checkpoint_is_plain_data(trained):
+    checkpoint = torch.load(trained[1], weights_only=True)
+    assert checkpoint["hyper_parameters"] == {"config": config_of(
+        "objective.prediction=v", "diffusion.variance=large", "model.dropout=0.1", "optimizer.lr=0.05",
+        "optimizer.warmup_steps=0",
+    )}  # fmt: skip
+
+
+def changed(trained, tmp_path, values):
+    """The checkpoint with other values in its config."""
+    checkpoint = torch.load(trained[1], weights_only=True)
+    for place, value in values.items():
+        *parents, key = place.split(".")
+        node = checkpoint["hyper_parameters"]["config"]
+        for parent in parents:
+            node = node[parent]
+        node[key] = value
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    return tmp_path / "changed.ckpt"
+
+
+@pytest.mark.parametrize("place", ["model", "diffusion", "diffusion.betas", "model.channels"])
+@pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.eval", "ddpm.runs.write_json"])
+def test_a_checkpoint_that_asks_for_something_else_is_refused(trained, tmp_path, place, target):
+    touched = tmp_path / "touched"
+    path = changed(trained, tmp_path, {place: {"_target_": target, "_args_": [f"touch {touched}"]}})
+    with pytest.raises(UserError, match=f"asks for '{target}'"):
+        DDPM.load_from_checkpoint(path)
+    assert not touched.exists()
+
+
+def test_an_interpolation_that_would_become_a_target_is_refused(trained, tmp_path):
+    path = changed(trained, tmp_path, {"model.channels": "${oc.env:HOME}"})
+    with pytest.raises(UserError, match="unresolved value"):
+        DDPM.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("part", ["data", "optimizer", "objective", "callbacks", "trainer", "logger"])
+def test_the_rest_of_its_config_is_not_built(trained, tmp_path, part):
+    touched = tmp_path / "touched"
+    values = {f"{part}._target_": "os.system", f"{part}.command": f"touch {touched}"}
+    DDPM.load_from_checkpoint(changed(trained, tmp_path, values))
+    assert not touched.exists()
+
+
+def test_weights_of_another_network_are_a_users_error(trained, tmp_path):
+    with pytest.raises(UserError, match="are of another network"):
+        DDPM.load_from_checkpoint(changed(trained, tmp_path, {"model.channels": 12}))
+
+
+class Doubled(nn.Module):
+    """Stands for a network of the user's own."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x, t):
+        return torch.cat([self.layer(x)] * 2, dim=-1)
+
+
+@pytest.fixture
+def doubled(monkeypatch):
+    """`Doubled` under a name that Hydra can import."""
+    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
+    return "my_networks.Doubled"
+
+
+def test_a_class_of_the_users_own_is_built_where_a_yaml_of_theirs_names_it(trained, tmp_path, doubled):
+    path = changed(trained, tmp_path, {"model._target_": doubled})
+    with pytest.raises(UserError, match=r"asks for 'my_networks\.Doubled'"):
+        DDPM.load_from_checkpoint(path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(f"_target_: {doubled}\n")
+    with pytest.raises(UserError, match="the network turns images"):  # it was built
+        DDPM.load_from_checkpoint(path, trusted=trusted_targets([conf_dir(), tmp_path]))
+
+
+def test_a_network_that_changes_the_shape_is_refused(doubled):
+    with pytest.raises(UserError, match=r"\[1, 1, 8, 8\] into \[1, 1, 8, 16\]: both must be equal"):
+        DDPM.from_config(config_of(f"model._target_={doubled}"))
+
+
+@pytest.mark.parametrize("size", ["9", "[8,7]"])
+def test_an_image_that_cannot_be_halved_is_refused(size):
+    with pytest.raises(UserError, match="needs height and width divisible by 2"):
+        DDPM.from_config(config_of(f"data.image_size={size}"))
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the run-time checks of annotations, which would refuse a bad choice before our own message."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.attention=[5]", "attention names level"),
+        ("diffusion.variance=median", "variance=median is none of"),
+        ("objective.prediction=y", "prediction=y is none of"),
+        ("diffusion.variance=optimal", "needs x0_mse"),
+        ("schedule.num_steps=0", "at least one step"),
+        ("seed=-1", "seed"),
+    ],
+)
+def test_other_settings_that_make_no_model_are_users_errors(as_users_run_it, override, words):
+    with pytest.raises(UserError, match=words):
+        DDPM.from_config(config_of(override))
+
+
+def test_the_seed_makes_the_weights():
+    def weights(*overrides):
+        model = DDPM.from_config(config_of(*overrides))
+        return nn.utils.parameters_to_vector(model.network.parameters())
+
+    assert torch.equal(weights("seed=3"), weights("seed=3"))
+    assert not torch.equal(weights("seed=3"), weights("seed=4"))
+
+
+def test_a_new_average_is_the_network():
+    model = DDPM.from_config(config_of())
+    for name, weight in model.network.state_dict().items():
+        assert torch.equal(weight, model.ema.module.state_dict()[name])
