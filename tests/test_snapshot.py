@@ -81,9 +81,7 @@ def numbers() -> dict[str, Tensor]:
     for objective in ("vlb", "min_snr"):
         found[f"losses_{objective}"] = train(5, f"objective={objective}", "objective/timesteps=low_discrepancy")[1]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        samplers = {
-            name: build(compose("sample", [f"sampler={name}", "sampler.steps=8"]).sampler) for name in SAMPLERS
-        }
+        samplers = {name: build(compose("sample", [f"sampler={name}", "sampler.steps=8"]).sampler) for name in SAMPLERS}
     for name, sampler in samplers.items():
         found[f"sample_{name}"] = model.sample(1, sampler, seed=3)
     data = build({"_target_": "ddpm.data.MNISTMini"})

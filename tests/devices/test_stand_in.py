@@ -7,10 +7,10 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-import torch
 import stand_in
-from stand_in import train
+import torch
 from small import small_model
+from stand_in import train
 
 from ddpm.devices import lightning_arguments
 from ddpm.devices.xpu import SingleXPUStrategy

@@ -1,8 +1,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from ddpm.devices import slurm
 from ddpm.launch.jobs import needs_processes
+from ddpm.runs import slurm
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ddpm.commands import report as compared_runs
 from ddpm.commands.command import Plan
 from ddpm.config import build
 from ddpm.data import ImageData
-from ddpm.devices import device_name, slurm
+from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.runs import (
     SWEPT_KEYS,
@@ -29,6 +29,7 @@ from ddpm.runs import (
     load_checkpoint,
     log_to,
     run_directory,
+    slurm,
     task_overrides,
     write_config,
     write_provenance,

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.commands import display
-from ddpm.devices import slurm
 from ddpm.errors import UserError
+from ddpm.runs import slurm
 from ddpm.runs.identity import task_overrides
 from ddpm.runs.status import INTERRUPTED
 

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from ddpm import devices
-from ddpm.devices import slurm
 from ddpm.errors import UserError
+from ddpm.runs import slurm
 
 KEYS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 from ddpm.config import build
 from ddpm.data import ImageData
-from ddpm.devices import device_name, slurm
+from ddpm.devices import device_name
 from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
 from ddpm.errors import UserError
-from ddpm.runs import Run
+from ddpm.runs import Run, slurm
 from ddpm.training.callbacks import LastCheckpoint, RunStatus
 from ddpm.training.callbacks.pruning import of_a_trial
 from ddpm.training.checkpoint_io import RunCheckpointIO

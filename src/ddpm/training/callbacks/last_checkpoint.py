@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from ddpm.data.batches import batches_done
-from ddpm.devices import slurm
 from ddpm.errors import UserError
+from ddpm.runs import slurm
 from ddpm.runs.run import LAST, Run
 from ddpm.runs.status import INTERRUPTED
 
