@@ -1,5 +1,6 @@
 """Where the config tree lies, and how a part of it becomes an object. Imports no torch."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
             raise
         key = node._get_full_key(None) if isinstance(node, DictConfig) else ""
         raise UserError(f"{message}\n(from `{key}` in the config)" if key else message) from error
+
+
+def leaves(node: Any, *, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything in nested dicts.
+
+    Args:
+        node: plain data, no OmegaConf.
+        into_lists: go into lists too. Their items have the key of the list.
+        key: prefix of all keys.
+    """
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from leaves(child, into_lists=into_lists, key=f"{key}.{name}" if key else str(name))
+    elif into_lists and isinstance(node, (list, tuple)):
+        for child in node:
+            yield from leaves(child, into_lists=True, key=key)
+    else:
+        yield key, node
 
 
 def _users_mistake(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""A run's directory: its name, its state, its checkpoints. Imports without torch."""
+"""A run's directory: its name, its state, its checkpoints. Imports no torch."""
 
 from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
 from ddpm.runs.identity import (
@@ -12,7 +12,7 @@ from ddpm.runs.identity import (
 )
 from ddpm.runs.log import log_to
 from ddpm.runs.run import Run, is_locked
-from ddpm.runs.saved_config import check_same_config, leaves, write_config
+from ddpm.runs.saved_config import check_same_config, write_config
 from ddpm.runs.status import Status, provenance, write_json, write_provenance
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "find_checkpoint",
     "identity_overrides",
     "is_locked",
-    "leaves",
     "load_checkpoint",
     "log_to",
     "provenance",

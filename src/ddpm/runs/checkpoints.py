@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from ddpm.config import leaves
 from ddpm.errors import UserError
+from ddpm.runs.nearby import runs_nearby, suggest
 
 NAMES = ("best", "last")  # in the order of preference
 FOLDER = 0x10  # in a zip record's external attributes
@@ -40,21 +42,7 @@ def find_checkpoint(spec: str) -> Path:
         problem = f"the run {run} has no checkpoint {' or '.join(f'checkpoints/{name}.ckpt' for name in names)}"
     else:
         problem = f"there is no checkpoint or run at {path}"
-    nearby = _runs_near(path)
-    raise UserError(problem + (f"; nearby: {', '.join(map(str, nearby))}" if nearby else ""))
-
-
-def _runs_near(path: Path, limit: int = 5) -> list[Path]:
-    """Runs with a checkpoint, newest first, under the nearest folder above `path` that exists.
-
-    Under outputs/ where that is the current folder or one above it, which may hold anything.
-    """
-    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    if Path.cwd().is_relative_to(folder.resolve()):
-        folder = Path("outputs")
-    files = [file for depth in range(4) for file in folder.glob("*/" * depth + "checkpoints/*.ckpt")]
-    newest_first = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-    return list(dict.fromkeys(file.parent.parent for file in newest_first))[:limit]
+    raise UserError(problem + suggest(runs_nearby(path, "checkpoints/*.ckpt")))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -126,8 +114,15 @@ def trusted_targets(conf_dirs: Iterable[Path]) -> set[str]:
                 documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
             except (yaml.YAMLError, UnicodeDecodeError):  # Hydra will say so if it is used
                 continue
-            found.update(value for key, value in _leaves(documents) if key == "_target_" and isinstance(value, str))
+            found.update(
+                value for key, value in leaves(documents, into_lists=True) if is_target(key) and isinstance(value, str)
+            )
     return found
+
+
+def is_target(key: str) -> bool:
+    """Return whether a dotted key is a `_target_`."""
+    return key.rpartition(".")[2] == "_target_"
 
 
 def check_targets(node: Any, trusted: Collection[str]) -> None:
@@ -136,23 +131,11 @@ def check_targets(node: Any, trusted: Collection[str]) -> None:
     It is resolved when it is stored. An interpolation in it is refused too: it could become a target later.
     """
     plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
-    for key, value in _leaves(plain):
-        if key == "_target_" and value not in trusted:
+    for key, value in leaves(plain, into_lists=True):
+        if is_target(key) and not (isinstance(value, str) and value in trusted):
             raise UserError(
                 f"the checkpoint asks for {value!r}, which no YAML of your configs names as a _target_. "
                 "If you trust it, add it to a YAML of yours and pass its folder with --config-dir"
             )
         if isinstance(value, str) and "${" in value:
             raise UserError(f"the checkpoint's config holds an unresolved value, {key}={value!r}, and is not trusted")
-
-
-def _leaves(node: Any, key: Any = None) -> Iterable[tuple[Any, Any]]:
-    """(key, value) of all that is in nested dicts and lists; a list's values have the list's key."""
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _leaves(child, name)
-    elif isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _leaves(child, key)
-    else:
-        yield key, node
