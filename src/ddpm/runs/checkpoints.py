@@ -1,5 +1,6 @@
 """Checkpoints on disk: found by what the user typed after `ckpt=`, read without running code from them."""
 
+import contextlib
 import pickle
 import zipfile
 from collections.abc import Collection, Iterable
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from ddpm.errors import UserError
 
 NAMES = ("best", "last")  # in the order of preference
+FOLDER = 0x10  # in a zip record's external attributes
 
 
 def find_checkpoint(spec: str) -> Path:
@@ -81,7 +83,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Raise UserError unless the file is a whole zip archive, as torch writes, with intact checksums."""
+    """Raise UserError unless the file is a complete zip archive that torch can open and whose checksums are right.
+
+    The checksums cover the records. For the archive's directory two more checks are needed: torch must read it
+    (zipfile tolerates sizes and counts that torch refuses), and no record may be marked as a folder (torch would
+    then leave the record's memory uninitialised).
+    """
+    import torch
+
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
@@ -89,12 +98,19 @@ def check_archive(path: Path) -> None:
             raise UserError(f"{path} is not a checkpoint: not a file that torch.save writes")
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+            folders = [record.filename for record in archive.infolist() if record.external_attr & FOLDER]
+        if broken or folders:
+            raise UserError(
+                f"{path} is damaged: the checksum or the type of its record {broken or folders[0]} is wrong"
+            )
+        with contextlib.suppress(pickle.UnpicklingError):  # objects that torch does not load are foreign, not damage
+            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged, it may have been cut off: {_first_line(error)}") from error
-    if broken is not None:
-        raise UserError(f"{path} is damaged: the checksum of its part {broken} is wrong")
+    except Exception as error:  # a damaged directory makes zipfile and torch raise many types
+        raise UserError(f"{path} is damaged, it may be incomplete: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
