@@ -17,15 +17,13 @@ from torchmetrics import MeanMetric, MetricCollection
 from ddpm.config import build, conf_dir
 from ddpm.data.batches import batches_done
 from ddpm.devices import shard
-from ddpm.diffusion import Ancestral, GaussianDiffusion, Sampler, Simple, vlb_terms
+from ddpm.diffusion import Ancestral, GaussianDiffusion, Objective, Sampler, Simple, vlb_terms
 from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
 from ddpm.metrics.bound import GOLDEN_RATIO
 from ddpm.runs.checkpoints import check_targets, load_checkpoint, trusted_targets
 from ddpm.seeding import ImageNoise, Stream, generator, seed_at
 
-Loss = Callable[..., Tensor]
-"""loss(diffusion, output, x0, x_t, t, noise) -> [B]; see `ddpm.diffusion.objective`"""
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
 """draw(batch_size, num_steps, generator) -> int64 [B] on the CPU"""
 
@@ -40,7 +38,8 @@ class DDPM(L.LightningModule):
         network: network(x_t [B, C, H, W], t [B]) -> output [B, C, H, W].
         diffusion: the process, with what the network predicts.
         image_shape: (C, H, W).
-        loss, draw_timesteps: the objective.
+        objective: computes the losses; calls the network.
+        draw_timesteps: draws the timesteps of the global batch.
         optimizer: parameters -> optimizer.
         warmup_steps: the learning rate rises linearly over these steps, then stays.
         decay_steps: if given, it falls to zero along a half cosine from the end of the warm-up to this step.
@@ -57,7 +56,7 @@ class DDPM(L.LightningModule):
         network: nn.Module,
         diffusion: GaussianDiffusion,
         image_shape: tuple[int, int, int],
-        loss: Loss | None = None,
+        objective: Objective | None = None,
         draw_timesteps: DrawTimesteps = uniform,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = AdamW,
         warmup_steps: int = 0,
@@ -71,7 +70,7 @@ class DDPM(L.LightningModule):
         self.network = network
         self.diffusion = diffusion
         self.image_shape = image_shape
-        self.loss = loss or Simple()
+        self.objective = objective or Simple()
         self.draw_timesteps = draw_timesteps
         self.optimizer = optimizer
         if not 0 <= ema_decay < 1:
@@ -111,7 +110,7 @@ class DDPM(L.LightningModule):
         objective, optimizer = config["objective"], config["optimizer"]
         return cls._with_users_errors(
             **cls._parts(config),
-            loss=build(objective["loss"]),
+            objective=build(objective["loss"]),
             draw_timesteps=build(objective["timesteps"]),
             optimizer=build(optimizer["algorithm"]),
             warmup_steps=optimizer["warmup_steps"],
@@ -185,10 +184,9 @@ class DDPM(L.LightningModule):
         size = len(x0) * world_size
         mine = slice(rank * len(x0), (rank + 1) * len(x0))
         t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine].to(x0.device)
-        noise = torch.randn(size, *self.image_shape, generator=draws)[mine].to(x0.device)
+        eps = torch.randn(size, *self.image_shape, generator=draws)[mine].to(x0.device)
 
-        x_t = self.diffusion.q_sample(x0, t, noise)
-        losses = self.loss(self.diffusion, self.network(x_t, t), x0, x_t, t, noise)
+        losses = self.objective(self.network, self.diffusion, x0, t, eps)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if self.logs_this_step:
@@ -224,7 +222,7 @@ class DDPM(L.LightningModule):
     ) -> None:
         if gradient_clip_algorithm not in (None, "norm"):
             raise UserError("gradients are clipped by their norm: leave trainer.gradient_clip_algorithm out.")
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.trained_parameters(), gradient_clip_val or math.inf)
         if self.logs_this_step:
             self.log_now({"train/grad_norm": norm})
 
@@ -237,8 +235,12 @@ class DDPM(L.LightningModule):
             for network in (self.network, self.ema):
                 shard(network, self.device_mesh["data_parallel"])
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The network's weights, and those of an objective that has some; the average is frozen."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = self.optimizer(self.trained_parameters())
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -268,18 +270,16 @@ class DDPM(L.LightningModule):
         index = local * self.trainer.world_size + self.trainer.global_rank
         self._validated += len(x0)
         position = (index.double() * GOLDEN_RATIO) % 1
-        noise = ImageNoise(Stream.VALIDATION, indices=index.tolist())
+        randn_like = ImageNoise(Stream.VALIDATION, indices=index.tolist())
 
         t = (position * self.diffusion.num_steps).long().to(x0.device)
-        epsilon = noise(x0)
-        x_t = self.diffusion.q_sample(x0, t, epsilon)
-        losses = self.loss(self.diffusion, self.ema(x_t, t), x0, x_t, t, epsilon)
+        losses = self.objective(self.ema, self.diffusion, x0, t, randn_like(x0))
         self.validation_metrics["loss"].update(losses)
         for name, quarter in self._by_quarter(t, losses):
             self.validation_metrics[name].update(quarter)
 
         after_first = 1 + (position * (self.diffusion.num_steps - 1)).long()
-        bound = vlb_terms(self.ema, self.diffusion, x0, after_first[:, None], noise)
+        bound = vlb_terms(self.ema, self.diffusion, x0, after_first[:, None], randn_like)
         self.validation_metrics["bpd"].update(bound.total(self.diffusion.num_steps))
 
     def on_validation_epoch_end(self) -> None:
