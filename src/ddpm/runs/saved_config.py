@@ -1,11 +1,12 @@
 """The resolved config that a run's directory holds."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ddpm.config import leaves
 from ddpm.errors import UserError
 from ddpm.runs.files import replace_file
 
@@ -48,25 +49,12 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of a config with the folders of `paths` replaced by their names: a run may have been moved."""
     folders = {str(folder): name for name, folder in (config.get("paths") or {}).items() if folder}
-    values = leaves(config)
+    values = dict(leaves(config))
     for folder in sorted(folders, key=len, reverse=True):
         for key, value in values.items():
             if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
                 values[key] = f"<{folders[folder]}>{value.removeprefix(folder)}"
     return values
-
-
-def leaves(node: Any) -> dict[str, Any]:
-    """Dotted key to value, of everything in nested dicts that is not a dict."""
-
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, Mapping) and node:
-            for key, value in node.items():
-                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            yield prefix, node
-
-    return dict(walk(node, ""))
 
 
 def is_below(key: str, parents: Collection[str]) -> bool:
