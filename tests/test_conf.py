@@ -13,12 +13,11 @@ from omegaconf import OmegaConf
 from small import IMAGE_SHAPE, small_unet, trained_a_little
 
 from ddpm.__main__ import COMMANDS
-from ddpm.config import build, conf_dir
+from ddpm.config import build, conf_dir, trusted_targets
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.diffusion.samplers import SPACINGS
 from ddpm.errors import UserError
-from ddpm.runs import trusted_targets
-from ddpm.training.module import DDPM
+from ddpm.training import DDPM, build_model
 
 CONF = conf_dir()
 OPTIONS = sorted(
@@ -66,7 +65,7 @@ def test_every_option_builds_what_it_says(group, name, tmp_path):
     config.paths.run = str(tmp_path)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    model = DDPM.from_config(plain)
+    model = build_model(plain)
     assert model.image_shape == build(config.data).image_shape
     assert model.configure_optimizers()["optimizer"].param_groups
     callbacks = [build(callback) for callback in config.callbacks.values()]

@@ -33,6 +33,7 @@ from ddpm.runs import (
     write_config,
     write_provenance,
 )
+from ddpm.training.building import build_model, load_weights
 from ddpm.training.callbacks import SamplePictures, SweptHyperparameters
 from ddpm.training.callbacks.pruning import why_stopped
 from ddpm.training.hardware import is_first_process, runs_elsewhere
@@ -124,10 +125,10 @@ def prepare(cfg: DictConfig) -> Prepared:
 
     check_trainer(cfg)
     check_places(config, directory)
-    model = DDPM.from_config(config)
+    model = build_model(config)
     begins = cfg.restart or not Run.read(directory).list_checkpoints()
     if cfg.init_from is not None and begins:
-        model.load_weights(find_checkpoint(cfg.init_from))
+        load_weights(model, find_checkpoint(cfg.init_from))
     check_optimizer(model)
     data: ImageData = build(cfg.data)
     data.prepare_data()

@@ -1,6 +1,6 @@
 """A run's directory: its name, its state, its checkpoints. Imports no torch."""
 
-from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
+from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
 from ddpm.runs.identity import (
     SWEPT_KEYS,
     TRIAL,
@@ -21,7 +21,7 @@ __all__ = [
     "Run",
     "Status",
     "check_same_config",
-    "check_targets",
+    "config_of",
     "find_checkpoint",
     "identity_overrides",
     "is_locked",
@@ -32,7 +32,6 @@ __all__ = [
     "run_directory",
     "run_name",
     "task_overrides",
-    "trusted_targets",
     "write_config",
     "write_json",
     "write_provenance",

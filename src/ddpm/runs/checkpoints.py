@@ -3,17 +3,15 @@
 import contextlib
 import pickle
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
-from ddpm.config import leaves
 from ddpm.errors import UserError
 from ddpm.runs.nearby import runs_nearby, suggest
 
+FORMAT = 1
+"""of the checkpoints that this version writes and reads"""
 NAMES = ("best", "last")  # in the order of preference
 FOLDER = 0x10  # in a zip record's external attributes
 
@@ -46,10 +44,11 @@ def find_checkpoint(spec: str) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours as plain data, tensors on the CPU.
+    """A checkpoint of ddpm as plain data, tensors on the CPU.
 
-    Its resolved config is `["hyper_parameters"]["config"]`. Raises UserError for a file that is damaged,
-    foreign, or holds more than tensors and plain data: unpickling that could run code.
+    Raises:
+        UserError: the file is damaged, foreign, of an older layout, or holds more than tensors and plain data, which
+            could run code when it is unpickled.
     """
     import torch
 
@@ -63,11 +62,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:
         raise UserError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    parameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    config = parameters.get("config") if isinstance(parameters, dict) else None
-    if not isinstance(config, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of ddpm: it does not hold the config of its model")
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "format" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of ddpm, or an old version wrote it: it carries no format")
+    if checkpoint["format"] != FORMAT:
+        raise UserError(f"{path} has format {checkpoint['format']}, and this version of ddpm reads format {FORMAT}")
     return checkpoint
+
+
+def config_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The resolved config that a checkpoint carries.
+
+    Raises:
+        UserError: it carries none, as when the model was made in Python without one.
+    """
+    parameters = checkpoint.get("hyper_parameters")
+    config = parameters.get("config") if isinstance(parameters, dict) else None
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{path} does not hold the config of its model. If you made the model in Python, make it again and use "
+            "ddpm.training.load_weights(model, path)"
+        )
+    return config
 
 
 def check_archive(path: Path) -> None:
@@ -103,39 +118,3 @@ def check_archive(path: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def trusted_targets(conf_dirs: Iterable[Path]) -> set[str]:
-    """Every `_target_` that occurs in a YAML of the user's own config path: what a checkpoint may name."""
-    found: set[str] = set()
-    for folder in conf_dirs:
-        for path in sorted(folder.rglob("*.yaml")):
-            try:
-                documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-            except (yaml.YAMLError, UnicodeDecodeError):  # Hydra will say so if it is used
-                continue
-            found.update(
-                value for key, value in leaves(documents, into_lists=True) if is_target(key) and isinstance(value, str)
-            )
-    return found
-
-
-def is_target(key: str) -> bool:
-    """Return whether a dotted key is a `_target_`."""
-    return key.rpartition(".")[2] == "_target_"
-
-
-def check_targets(node: Any, trusted: Collection[str]) -> None:
-    """Raise UserError if a checkpoint's config would build anything but the `trusted` targets.
-
-    It is resolved when it is stored. An interpolation in it is refused too: it could become a target later.
-    """
-    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
-    for key, value in leaves(plain, into_lists=True):
-        if is_target(key) and not (isinstance(value, str) and value in trusted):
-            raise UserError(
-                f"the checkpoint asks for {value!r}, which no YAML of your configs names as a _target_. "
-                "If you trust it, add it to a YAML of yours and pass its folder with --config-dir"
-            )
-        if isinstance(value, str) and "${" in value:
-            raise UserError(f"the checkpoint's config holds an unresolved value, {key}={value!r}, and is not trusted")
