@@ -1,4 +1,4 @@
-"""A run's directory: its name, its state, its checkpoints. Imports without torch."""
+"""A run's directory: its name, its state, its checkpoints. Imports no torch."""
 
 from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
 from ddpm.runs.identity import (

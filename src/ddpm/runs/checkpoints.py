@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
+from ddpm.runs.nearby import runs_nearby, suggest
 
 FORMAT = 1
 """of the checkpoints that this version writes and reads"""
@@ -39,21 +40,7 @@ def find_checkpoint(spec: str) -> Path:
         problem = f"the run {run} has no checkpoint {' or '.join(f'checkpoints/{name}.ckpt' for name in names)}"
     else:
         problem = f"there is no checkpoint or run at {path}"
-    nearby = _runs_near(path)
-    raise UserError(problem + (f"; nearby: {', '.join(map(str, nearby))}" if nearby else ""))
-
-
-def _runs_near(path: Path, limit: int = 5) -> list[Path]:
-    """Runs with a checkpoint, newest first, under the nearest folder above `path` that exists.
-
-    Under outputs/ where that is the current folder or one above it, which may hold anything.
-    """
-    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    if Path.cwd().is_relative_to(folder.resolve()):
-        folder = Path("outputs")
-    files = [file for depth in range(4) for file in folder.glob("*/" * depth + "checkpoints/*.ckpt")]
-    newest_first = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-    return list(dict.fromkeys(file.parent.parent for file in newest_first))[:limit]
+    raise UserError(problem + suggest(runs_nearby(path, "checkpoints/*.ckpt")))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
