@@ -41,24 +41,6 @@ def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
         raise UserError(f"{message}\n(from `{key}` in the config)" if key else message) from error
 
 
-def leaves(node: Any, *, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything in nested dicts.
-
-    Args:
-        node: plain data, no OmegaConf.
-        into_lists: go into lists too. Their items have the key of the list.
-        key: prefix of all keys.
-    """
-    if isinstance(node, Mapping) and node:
-        for name, child in node.items():
-            yield from leaves(child, into_lists=into_lists, key=f"{key}.{name}" if key else str(name))
-    elif into_lists and isinstance(node, (list, tuple)):
-        for child in node:
-            yield from leaves(child, into_lists=True, key=key)
-    else:
-        yield key, node
-
-
 def _users_mistake(error: BaseException) -> str | None:
     """What is to be said of an error that a user's config makes; None of one in the code. Hydra wraps once a call."""
     cause: BaseException | None = error
