@@ -21,7 +21,7 @@ State = Literal["running", "finished", "failed", "interrupted", "pruned"]
 INTERRUPTED = 75
 """the exit code of a run that was asked to stop, and goes on by the same command: EX_TEMPFAIL"""
 
-PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+PACKAGES = ("ddpm-lightning", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
 def now() -> str:
