@@ -8,7 +8,7 @@ import pytest
 from ddpm.runs.status import Status, git_state, provenance, write_json
 
 
-def test_a_write_replaces_the_file_whole(tmp_path):
+def test_write_json_replaces_the_file(tmp_path):
     path = tmp_path / "metrics.json"
     write_json(path, {"val/loss": 1.0})
     before = path.stat().st_ino
@@ -32,7 +32,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_status_is_read_back(tmp_path):
+def test_status_can_be_read_back(tmp_path):
     assert Status.read(tmp_path) is None
     status = Status(step=7, epoch=1)
     status.write(tmp_path)
@@ -44,14 +44,14 @@ def test_status_is_read_back(tmp_path):
     assert (again.state, again.error, again.pid) == ("failed", "out of memory", os.getpid())
 
 
-def test_provenance_is_json_and_names_versions():
+def test_provenance_is_json_with_versions():
     record = json.loads(json.dumps(provenance("cpu")))
     assert record["device"] == "cpu"
     assert all(record["versions"][name] for name in ("python", "torch", "lightning", "hydra-core"))
     assert {"git", "command_line", "host", "time"} <= record.keys()
 
 
-def test_git_state_is_that_of_the_clone_with_the_code(tmp_path):
+def test_git_state_of_the_clone_that_tracks_the_code(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
