@@ -83,7 +83,7 @@ def check_targets(node: Any, trusted: Collection[str]) -> None:
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=False)
     for target in _targets(node):
-        if target not in trusted:
+        if not isinstance(target, str) or target not in trusted:
             raise UserError(
                 f"the checkpoint asks for {target!r}, which no YAML of your configs names as a _target_. "
                 "If you trust it, add it to a YAML of yours and pass its folder with --config-dir"
@@ -95,19 +95,3 @@ def check_targets(node: Any, trusted: Collection[str]) -> None:
 
 def _targets(node: Any) -> Iterator[Any]:
     return (value for key, value in leaves(node, into_lists=True) if key.rpartition(".")[2] == "_target_")
-
-
-def leaves(node: Any, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested dicts that is not a dict.
-
-    Args:
-        into_lists: give the items of lists, under the list's key, instead of the lists.
-    """
-    if isinstance(node, Mapping) and node:
-        for name, child in node.items():
-            yield from leaves(child, into_lists, f"{key}.{name}" if key else str(name))
-    elif into_lists and isinstance(node, (list, tuple)):
-        for child in node:
-            yield from leaves(child, into_lists, key)
-    else:
-        yield key, node

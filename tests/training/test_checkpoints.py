@@ -7,13 +7,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from small import Shades, fit
+from small import Shades, fit, quiet_trainer, small_model
 from torch import nn
 
 from ddpm.config import conf_dir, trusted_targets
 from ddpm.diffusion import DDIM
 from ddpm.errors import UserError
-from ddpm.training import build_model, load_model
+from ddpm.training import DDPM, build_model, load_model
 
 SMALL = [
     "data=image_folder", "data.root=pictures", "data.image_size=8", "data.image_channels=1",
@@ -178,3 +178,56 @@ def test_a_new_average_is_the_network():
     model = build_model(config_of())
     for name, weight in model.network.state_dict().items():
         assert torch.equal(weight, model.ema.module.state_dict()[name])
+
+
+def test_a_model_made_in_python_loads_by_lightnings_own_way(tmp_path):
+    fit(small_model(seed=1), 2).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="does not hold the config"):
+        load_model(tmp_path / "a.ckpt")
+    other = small_model(seed=1)
+    loaded = DDPM.load_from_checkpoint(
+        tmp_path / "a.ckpt", network=other.network, diffusion=other.diffusion, image_shape=other.image_shape
+    )
+    weights = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], weight) for name, weight in loaded.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def min_snr(tmp_path_factory):
+    """A run's model with another objective, its checkpoint, and its validation loss."""
+    model = build_model(config_of("objective=min_snr", "optimizer.warmup_steps=2", "optimizer.lr=0.01"))
+    path = tmp_path_factory.mktemp("min_snr") / "last.ckpt"
+    trainer = fit(model, 2, data=Shades())
+    trainer.save_checkpoint(path)
+    return model, path, validation_loss(model)
+
+
+def validation_loss(model):
+    trainer = quiet_trainer(limit_val_batches=None)
+    return trainer.validate(model, Shades(), verbose=False)[0]["val/loss"]
+
+
+def test_a_loaded_model_validates_with_the_objective_of_its_run(min_snr):
+    _, path, loss = min_snr
+    assert validation_loss(load_model(path)) == loss
+
+
+def test_a_loaded_model_trains_on_with_the_settings_of_its_run(min_snr, tmp_path):
+    """The user's own Trainer continues it, and what that saves loads too."""
+    model, path, _ = min_snr
+    fit(model, 4, data=Shades(), resume=path)
+    loaded = load_model(path).train()
+    trainer = fit(loaded, 4, data=Shades(), resume=path)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.01
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    assert torch.equal(load_model(tmp_path / "mine.ckpt").sample(1, seed=0), loaded.eval().sample(1, seed=0))
+
+
+def test_a_model_samples_without_its_objective_and_says_why_it_does_not_train(trained, tmp_path):
+    path = changed(trained, tmp_path, {"objective.loss._target_": "nobody.knows.This"})
+    model = load_model(path)
+    assert model.sample(1, steps=3, seed=0).isfinite().all()
+    with pytest.raises(UserError, match=r"asks for 'nobody\.knows\.This'"):
+        fit(model, 1)

@@ -79,8 +79,8 @@ def config_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     config = parameters.get("config") if isinstance(parameters, dict) else None
     if not isinstance(config, dict):
         raise UserError(
-            f"{path} does not hold the config of its model. If you made the model in Python, make it again and use "
-            "ddpm.training.load_weights(model, path)"
+            f"{path} does not hold the config of its model. For a model that was made in Python, use "
+            "DDPM.load_from_checkpoint(path, network=…, diffusion=…, image_shape=…)"
         )
     return config
 

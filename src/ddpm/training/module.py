@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
@@ -100,13 +99,6 @@ class DDPM(L.LightningModule):
             raise ValueError(
                 f"the network turns images of shape {list(image.shape)} into {list(output.shape)}: both must be equal."
             )
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """The model of a checkpoint; see `ddpm.training.building.load_model`, which takes the same arguments."""
-        from ddpm.training.building import load_model
-
-        return load_model(Path(checkpoint_path), *args, **kwargs)  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT
