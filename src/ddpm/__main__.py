@@ -160,7 +160,7 @@ def compose_and_run(command: str | None, arguments: list[str]) -> None:
     except RuntimeError as error:  # what Hydra raises for a plugin that it does not find
         if failed or "hydra_ray_launcher" not in str(error):
             raise
-        sys.exit(f"ddpm {command}: hydra/launcher=ray needs Ray, pip install 'ddpm[ray]'")
+        sys.exit(f"ddpm {command}: hydra/launcher=ray needs Ray, pip install -e '.[ray]'")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class OptunaSweeper(Sweeper):
         try:
             from ddpm.launch.search.trials import run_search
         except ModuleNotFoundError as error:
-            raise UserError(f"{error}: a search needs Optuna, pip install 'ddpm[optuna]'") from error
+            raise UserError(f"{error}: a search needs Optuna, pip install -e '.[optuna]'") from error
         loader = self.hydra_context.config_loader
         space = [f"{key!s}={values}" for key, values in self.params.items()]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(space + arguments)

@@ -69,7 +69,7 @@ def launch(
         from submitit import AutoExecutor
         from submitit.core.utils import FailedJobError
     except ModuleNotFoundError as error:
-        raise UserError(f"{error}: hydra/launcher=slurm needs it, pip install 'ddpm[slurm]'") from error
+        raise UserError(f"{error}: hydra/launcher=slurm needs it, pip install -e '.[slurm]'") from error
     plugin = SlurmLauncher()
     plugin.setup(**context)
     calls = [

@@ -105,7 +105,7 @@ def test_without_optuna_one_line_says_what_to_install(tmp_path):
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
-    assert "pip install 'ddpm[optuna]'" in answer.stderr
+    assert "pip install -e '.[optuna]'" in answer.stderr
 
 
 BOMB = """\
