@@ -1,4 +1,4 @@
-"""`ddpm train`: train a model, or go on with a run that was stopped."""
+"""`ddpm train`: train a model, or continue a run that was stopped."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import display
@@ -34,81 +34,53 @@ from ddpm.runs import (
     write_provenance,
 )
 from ddpm.training.building import build_model, load_weights
-from ddpm.training.callbacks import SamplePictures, SweptHyperparameters
-from ddpm.training.callbacks.pruning import why_stopped
+from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
+from ddpm.training.loggers import build_loggers, check_loggers, log_config, log_swept, logger_nodes
 from ddpm.training.module import DDPM
-from ddpm.training.trainer import build_trainer, check_trainer, fit, speed_up, steps_to_make
-
-
-class Prepared(NamedTuple):
-    """All that a run needs, built and checked, with nothing written yet."""
-
-    directory: Path
-    config: dict[str, Any]
-    model: DDPM
-    data: ImageData
-    callbacks: list[L.Callback]
+from ddpm.training.summary import changed_settings, expected_memory, flops_per_image
+from ddpm.training.trainer import (
+    build_trainer,
+    check_trainer,
+    connect,
+    expect_warnings,
+    fit,
+    speed_up,
+    steps_to_make,
+    why_stopped,
+)
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train until `trainer.max_steps` or `trainer.max_epochs`; a run that was stopped goes on where it was.
+    """Train until `trainer.max_steps` or `trainer.max_epochs`. A run that was stopped continues where it was.
 
-    Returns the bound on the validation images in bits/dim, which a search minimises.
+    Returns:
+        The bound on the validation images in bits/dim, which a search minimises. None in processes other than the
+        first.
 
     Raises:
-        UserError: settings that do not go together, data that is not there, a directory that holds a run of another
-            config or that another process trains in.
+        UserError: settings that do not go together, missing data, or a directory that holds a run of another config
+            or that another process trains in.
     """
-    prepared = prepare(cfg)
-    directory, config, model, data, callbacks = prepared
-    if not is_first_process():  # that one has the directory
-        others = Run.read(directory)
-        checkpoint = None if cfg.restart else others.newest_intact_checkpoint()
-        trainer = build_trainer(cfg, callbacks, data, run=None, resumed_step=0)
-        if not is_finished(others, step_of(checkpoint), trainer):
-            fit(trainer, model, data, checkpoint)
+    job = prepare(cfg)
+    if not is_first_process():
+        train_along(cfg, job)
         return None
-    if not cfg.restart:
-        check_same_config(directory, config, cfg.not_identity)
-    elif directory.exists():
-        build_trainer(cfg, callbacks, data, run=None, resumed_step=0)  # what it refuses leaves the old run in place
-        set_aside(directory)
-    with Run.open(directory) as run:
-        train(cfg, prepared, run)
+    if cfg.restart and job.directory.exists():
+        set_aside(job.directory)
+    with Run.open(job.directory) as run:
+        train(cfg, job, run)
         return run.read_metrics().get("val/bpd")
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """What `run` would do, with all checks made that need no directory.
+    """Check the config and the data, and say what `run` would do. Writes nothing.
 
     Raises:
         UserError: the run would be refused.
     """
-    directory, config, _, data, callbacks = prepare(cfg)
-    if not runs_elsewhere():  # on nodes that need not be like this one
-        build_trainer(cfg, callbacks, data, run=None, resumed_step=0)
-    if not cfg.restart:
-        check_same_config(directory, config, cfg.not_identity)
-    return plan_training(directory, steps_to_make(cfg.trainer, data), cfg.restart)
-
-
-def plan_training(directory: Path, max_steps: int, restart: bool = False) -> Plan:
-    """What training in `directory` up to `max_steps` optimizer steps would do. Touches nothing there."""
-
-    def will(what: str, is_done: bool = False) -> Plan:
-        return Plan(directory, what, is_done, max_steps)
-
-    if is_locked(directory):
-        return will("refused: another process trains there")
-    run = Run.read(directory)
-    if restart and directory.exists():
-        return will("move the run there aside, and begin again")
-    if not run.list_checkpoints():
-        return will("begin again (it failed before)" if run.status.state == "failed" else "begin")
-    if run.is_finished(max_steps):
-        return will(f"nothing: it is finished, {run.status.step} steps", is_done=True)
-    return will(f"go on from its last checkpoint ({run.status.state} at step {run.status.step})")
+    job = prepare(cfg)
+    return plan_training(job.directory, steps_to_make(cfg.trainer, job.data), cfg.restart)
 
 
 def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
@@ -116,18 +88,39 @@ def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
     compared_runs.show([plan.directory for plan in plans])
 
 
-def prepare(cfg: DictConfig) -> Prepared:
-    """Build what can be wrong, before anything is written."""
-    directory = directory_of(cfg)
+class Job(NamedTuple):
+    """The objects of a run, built and checked. Nothing is written yet."""
+
+    directory: Path
+    config: dict[str, Any]
+    """resolved"""
+    model: DDPM
+    data: ImageData
+    trainer: L.Trainer | None
+    """None where the job is only checked: it will run on another machine, with other devices"""
+
+
+# Plan ---------------------------------------------------------------------------------------------------------------
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Build what a run needs, and make all checks. Writes nothing.
+
+    Raises:
+        UserError: the run would be refused.
+    """
+    experiment = HydraConfig.get().runtime.choices.get("experiment")
+    directory = run_directory("train", cfg.paths.outputs, task_overrides(), experiment, cfg.not_identity)
     cfg.paths.run = str(directory)
-    cfg.restart = cfg.restart and not slurm.is_requeued()  # else a preempted job would begin again each time
+    cfg.restart = cfg.restart and not slurm.is_requeued()  # a preempted job would start from step 0 each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
     check_trainer(cfg)
+    check_loggers(config["logger"])
     check_places(config, directory)
     model = build_model(config)
-    begins = cfg.restart or not Run.read(directory).list_checkpoints()
-    if cfg.init_from is not None and begins:
+    is_new = cfg.restart or not Run.read(directory).list_checkpoints()
+    if cfg.init_from is not None and is_new:
         load_weights(model, find_checkpoint(cfg.init_from))
     check_optimizer(model)
     data: ImageData = build(cfg.data)
@@ -139,58 +132,29 @@ def prepare(cfg: DictConfig) -> Prepared:
     for callback in callbacks:
         if isinstance(callback, SamplePictures):
             model.check_sampler(callback.sampler)
-    speed_up(model, cfg.channels_last, cfg.compile)
-    return Prepared(directory, config, model, data, callbacks)
+    trainer = None if runs_elsewhere() else build_trainer(cfg, callbacks, data)
+    if not cfg.restart:
+        check_same_config(directory, config, cfg.not_identity)
+    return Job(directory, config, model, data, trainer)
 
 
-def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
-    """Train in the directory that is open as `run`, unless nothing is left to do."""
-    directory, config, model, data, callbacks = prepared
-    if hyperparameters := swept_hyperparameters(config):
-        callbacks.append(SweptHyperparameters(hyperparameters))
-    checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
-    step = step_of(checkpoint)
-    trainer = build_trainer(cfg, callbacks, data, run, step)
-    if is_finished(run, step, trainer):
-        report(run, "finished before")
-        return
+def plan_training(directory: Path, max_steps: int, restart: bool = False) -> Plan:
+    """Say what training in `directory` up to `max_steps` optimizer steps would do. Changes nothing there."""
 
-    with log_to(directory / "log.txt"):
-        text = write_config(directory, config)
-        write_provenance(directory, device_name(trainer.strategy.root_device), overrides=task_overrides())
-        if checkpoint is None:
-            for logger in tensorboards(trainer):
-                logger.experiment.add_text("config", f"```yaml\n{text}```")
-        parameters = sum(p.numel() for p in model.network.parameters())
-        verb = f"Continuing from step {step}" if checkpoint else "Training"
-        display.console.print(f"{verb}: {directory} ({parameters:,} parameters, {trainer.precision})")
-        try:
-            fit(trainer, model, data, checkpoint)
-        except OSError:
-            run.check_ours()  # else this is only what TensorBoard says of it
-            raise
-        except UserError as error:
-            run.end("failed", trainer.global_step, str(error))
-            raise
-        stopped = why_stopped(trainer)
-        run.end("pruned" if stopped else "finished", trainer.global_step, stopped)
-    report(run, stopped or "finished")
+    def will(what: str, is_done: bool = False) -> Plan:
+        return Plan(directory, what, is_done, max_steps)
 
-
-def step_of(checkpoint: Path | None) -> int:
-    return load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
-
-
-def is_finished(run: Run, step: int, trainer: L.Trainer) -> bool:
-    return run.status.state == "finished" and step >= trainer.max_steps
-
-
-def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What this run has under the keys that its sweep varies: a value, or the name chosen from a group."""
-    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
-    values = OmegaConf.create({"config": dict(config)})
-    choices = HydraConfig.get().runtime.choices
-    return {key: choices[key] if key in choices else OmegaConf.select(values, f"config.{key}") for key in keys}
+    if is_locked(directory):
+        return will("refused: another process trains there")
+    run = Run.read(directory)
+    if restart and directory.exists():
+        return will("move the run there aside, and start from step 0")
+    if not run.list_checkpoints():
+        return will("start from step 0 (it failed before)" if run.status.state == "failed" else "start")
+    if run.is_finished(max_steps):
+        reason = f": {run.status.error}" if run.status.error else ""
+        return will(f"nothing: it is {run.status.state}, {run.status.step} steps{reason}", is_done=True)
+    return will(f"continue from its last checkpoint ({run.status.state} at step {run.status.step})")
 
 
 def check_places(config: Mapping[str, Any], directory: Path) -> None:
@@ -203,35 +167,109 @@ def check_places(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def check_optimizer(model: DDPM) -> None:
-    """Raise a UserError if the optimizer refuses its settings, which otherwise shows when training begins."""
+    """Raise a UserError if the optimizer refuses its settings; Lightning builds it only when training starts."""
     try:
         model.configure_optimizers()
     except (ValueError, TypeError) as error:
         raise UserError(f"optimizer: {error}") from error
 
 
-def tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+# Build and fit ------------------------------------------------------------------------------------------------------
 
 
-def directory_of(cfg: DictConfig) -> Path:
-    experiment = HydraConfig.get().runtime.choices.get("experiment")
-    return run_directory("train", cfg.paths.outputs, task_overrides(), experiment, cfg.not_identity)
+def train(cfg: DictConfig, job: Job, run: Run) -> None:
+    """Train in the directory that is open as `run`, unless nothing is left to do. For the first process."""
+    directory, config, model, data, trainer = job
+    assert trainer is not None
+    checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
+    step = step_of(checkpoint)
+    if is_finished(run, step, trainer):
+        report(run, f"{run.status.state} before" + (f": {run.status.error}" if run.status.error else ""))
+        return
+
+    with log_to(directory / "log.txt"):
+        expect_warnings()
+        text = write_config(directory, config)
+        write_provenance(directory, device_name(trainer.strategy.root_device), overrides=task_overrides())
+        connect(trainer, run, build_loggers(cfg.logger, run, step))
+        for logger in trainer.loggers:
+            log_config(logger, config, text, step)
+            if swept := swept_hyperparameters(config):
+                log_swept(logger, swept)
+        display.console.print(f"{f'Continuing from step {step}' if checkpoint else 'Training'}: {directory}")
+        print_summary(cfg, model, trainer)
+        speed_up(model, cfg.channels_last, cfg.compile)
+
+        try:
+            fit(trainer, model, data, checkpoint)
+        except OSError:
+            run.check_ours()  # a deleted directory is the reason of the logger's error
+            raise
+        except UserError as error:
+            run.end("failed", trainer.global_step, str(error))
+            raise
+        state, reason = why_stopped(trainer) or ("finished", None)
+        run.end(state, trainer.global_step, reason)
+    report(run, f"{state}: {reason}" if reason else state)
+
+
+def train_along(cfg: DictConfig, job: Job) -> None:
+    """Train with the first process, which alone writes."""
+    run, trainer = Run.read(job.directory), job.trainer
+    assert trainer is not None
+    checkpoint = None if cfg.restart else run.newest_intact_checkpoint()
+    if is_finished(run, step_of(checkpoint), trainer):
+        return
+    expect_warnings()
+    connect(trainer, None, [DummyLogger() for _ in logger_nodes(cfg.logger)])
+    speed_up(job.model, cfg.channels_last, cfg.compile)
+    fit(trainer, job.model, job.data, checkpoint)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Return the optimizer step of a checkpoint, 0 without one."""
+    return load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+
+
+def is_finished(run: Run, step: int, trainer: L.Trainer) -> bool:
+    """Return whether the run has nothing left to do. `step` is that of the newest intact checkpoint."""
+    return run.is_finished(trainer.max_steps) and step >= min(run.status.step, trainer.max_steps)
 
 
 def set_aside(directory: Path) -> None:
-    """Move a run's directory to a name that no run has, unless a process trains in it."""
+    """Rename a run's directory, unless a process trains in it."""
     with Run.open(directory):
         directory.rename(directory.with_name(f"{directory.name}.before-{datetime.now():%Y%m%d-%H%M%S}"))
 
 
+def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return this run's values of the keys that its sweep varies. For a config group it is the name of the choice."""
+    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
+    values = OmegaConf.create({"config": dict(config)})
+    choices = HydraConfig.get().runtime.choices
+    return {key: choices[key] if key in choices else OmegaConf.select(values, f"config.{key}") for key in keys}
+
+
+def print_summary(cfg: DictConfig, model: DDPM, trainer: L.Trainer) -> None:
+    """Print settings, size and device of a run in three lines."""
+    parameters = sum(p.numel() for p in model.network.parameters())
+    memory = expected_memory(model, cfg.data.batch_size // trainer.world_size)
+    for line in (
+        f"settings: {' '.join(changed_settings(cfg)) or 'the defaults'}",
+        f"network: {parameters:,} parameters, {flops_per_image(model) / 1e9:.3g} GFLOPs per image (forward pass)",
+        f"device: {device_name(trainer.strategy.root_device)}; precision {trainer.precision}; training needs about "
+        f"{memory / 2**30:.2g} GiB per process (weights, average, gradients, Adam, a batch's activations in float32)",
+    ):
+        display.console.print(line, markup=False)
+
+
 def report(run: Run, how: str) -> None:
-    """Print a finished run's numbers and, unless it is one of a sweep, its files and what to do with it."""
+    """Print the numbers of a run that has ended and, unless it is one of a sweep, its files and the next commands."""
     metrics = run.read_metrics()
     shown = {name: metrics[name] for name in metrics if name in ("step", "train/loss") or name.startswith("val/")}
     display.metrics_table(f"{run.directory}: {how}", shown)
     if os.environ.get(SWEPT_KEYS):
-        return  # what comes next is the sweep's other jobs
+        return  # the sweep's other jobs come next
     pictures = sorted((run.directory / "samples").glob("samples-*.png"))[-1:]
     name = shlex.quote(str(run.directory))
     display.results(

@@ -71,8 +71,8 @@ class Run:
         return [path for name in (LAST, PREVIOUS, BEST) if (path := self.checkpoints / name).is_file()]
 
     def is_finished(self, steps: int) -> bool:
-        """Return whether the run ended regularly after `steps` optimizer steps or more."""
-        return self.status.state == "finished" and self.status.step >= steps
+        """Return whether the run made `steps` optimizer steps or more, or was stopped for good by a callback."""
+        return self.status.state == "stopped" or (self.status.state == "finished" and self.status.step >= steps)
 
     @property
     def is_ours(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from ddpm.runs.files import read_json, replace_file
 
-State = Literal["running", "finished", "failed", "interrupted", "pruned"]
+State = Literal["running", "finished", "failed", "interrupted", "pruned", "stopped"]
 INTERRUPTED = 75
 """exit code of a run that was asked to stop and that the same command continues: EX_TEMPFAIL"""
 

@@ -1,6 +1,7 @@
-"""Lightning's Trainer for a run: checked, built, and run, with its failures in plain words."""
+"""Lightning's Trainer for a run: its settings are checked, it is built, and it trains."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ddpm.config import build
@@ -16,18 +18,18 @@ from ddpm.devices import device_name
 from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
 from ddpm.errors import UserError
 from ddpm.runs import Run, slurm
+from ddpm.runs.status import State
 from ddpm.training.callbacks import LastCheckpoint, RunStatus
-from ddpm.training.callbacks.pruning import of_a_trial
 from ddpm.training.checkpoint_io import RunCheckpointIO
 from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
 from ddpm.training.module import DDPM
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Look for what Lightning stumbles over when training has begun, before anything is built.
+    """Check the settings that Lightning would refuse only after the training has started.
 
     Raises:
-        UserError: an impossible count, a device that is not there, a batch that the processes cannot share.
+        UserError: an impossible count, a device that does not exist, or a batch that the processes cannot share.
     """
     counts = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "val_check_interval": 1, "num_nodes": 1}
     for name, least in counts.items():
@@ -39,16 +41,16 @@ def check_trainer(cfg: DictConfig) -> None:
         raise UserError(f"data.batch_size={cfg.data.batch_size} must be divisible by the {processes} processes.")
     if cfg.optimizer.algorithm.get("fused") and cfg.trainer.precision == "16-mixed":
         raise UserError(
-            "optimizer.algorithm.fused=true unscales the gradients of trainer.precision=16-mixed itself, after they "
-            "were clipped: leave it out, or take bf16-mixed."
+            "optimizer.algorithm.fused=true cannot be used with trainer.precision=16-mixed: it would unscale the "
+            "gradients after they are clipped. Use fused=null or precision=bf16-mixed."
         )
 
 
 def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
-    """Optimizer steps until `max_steps` or, of the data's epochs, `max_epochs`, whichever comes first.
+    """Return the number of optimizer steps: `max_steps`, or those of `max_epochs` epochs of the data if fewer.
 
     Raises:
-        UserError: neither is set, or there is nothing to do.
+        UserError: neither is set, or one is below 1.
     """
     limits = []
     if trainer.max_steps != -1:
@@ -56,37 +58,32 @@ def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
     if trainer.max_epochs not in (-1, None):
         limits.append(trainer.max_epochs * data.num_batches // trainer.accumulate_grad_batches)
     if not limits:
-        raise UserError("set trainer.max_steps or trainer.max_epochs: without a limit training would not end.")
+        raise UserError("set trainer.max_steps or trainer.max_epochs: without one the training has no end.")
     if min(limits) < 1:
         raise UserError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit.")
     return int(min(limits))
 
 
-def build_trainer(
-    cfg: DictConfig, callbacks: list[L.Callback], data: ImageData, run: Run | None, resumed_step: int
-) -> L.Trainer:
-    """The Trainer; `run` is None in the processes that do not write, all but the first."""
+def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageData) -> L.Trainer:
+    """Build the Trainer of a run. It writes nothing until `connect` gives it the run's directory.
+
+    Raises:
+        UserError: a setting that Lightning refuses.
+    """
     quieten_lightning()
-    ours: list[L.Callback] = [] if run is None else [RunStatus(run, data.num_batches)]
-    logger = False
-    if cfg.logger:
-        is_tensorboard = cfg.logger._target_.endswith("TensorBoardLogger")
-        # What a run that was killed logged after its last checkpoint, or before its first, is logged again.
-        logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard else {}))
-    plugins: list[Any] = [] if run is None else [RunCheckpointIO(run)]
+    ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
+    plugins: list[Any] = []
     try:
-        ours += of_a_trial(cfg, writes=run is not None)
-        ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
         if slurm.is_task():
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # LastCheckpoint heeds the signals
-            # Lightning leaves this out here, and each process would train alone.
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # LastCheckpoint handles the signals
+            # Lightning does not check this here; each process would then train alone.
             plugins[-1].validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             max_steps=steps_to_make(cfg.trainer, data),
             max_epochs=-1,
             **lightning_arguments(cfg.trainer),
-            callbacks=callbacks + ours,
-            logger=logger,
+            callbacks=[*callbacks, *ours],
+            logger=False,
             plugins=plugins,
             default_root_dir=cfg.paths.run,
             use_distributed_sampler=False,  # the data's own sampler knows the ranks
@@ -97,8 +94,22 @@ def build_trainer(
     return trainer
 
 
+def connect(trainer: L.Trainer, run: Run | None, loggers: Sequence[Logger]) -> None:
+    """Let the Trainer write: to the loggers, and into the run's directory unless `run` is None.
+
+    Only the first process has a `run`.
+    """
+    trainer.loggers = list(loggers)
+    if run is None:
+        return
+    trainer.strategy.checkpoint_io = RunCheckpointIO(run)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, (RunStatus, LastCheckpoint)):
+            callback.run = run
+
+
 def speed_up(model: DDPM, channels_last: bool, compiled: bool) -> None:
-    """Let both networks compute in another memory format, or compiled (in place: their weights keep their names)."""
+    """Set the memory format of both networks, and compile them in place: the names of their weights stay."""
     for network in (model.network, model.ema.module):
         if channels_last:
             network.to(memory_format=torch.channels_last)
@@ -106,15 +117,29 @@ def speed_up(model: DDPM, channels_last: bool, compiled: bool) -> None:
             network.compile()
 
 
-def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | None) -> None:
-    for message in (
-        r"Found \d+ module\(s\) in eval mode",  # the moving average is meant to be
-        "Checkpoint directory .* exists and is not empty",  # a run that goes on
-        ".*LeafSpec",  # Lightning's own, and so is the next
-        "torch.distributed.nn.functional.all_gather is deprecated",
-        "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slower by a hair
-    ):
+EXPECTED_WARNINGS = (
+    r"Found \d+ module\(s\) in eval mode",  # the moving average is always in evaluation mode
+    "Checkpoint directory .* exists and is not empty",  # a run that continues
+    "Experiment logs directory .* exists and is not empty",  # the same, by CSVLogger
+    ".*LeafSpec",  # a FutureWarning that Lightning's own code causes, like the next
+    "torch.distributed.nn.functional.all_gather is deprecated",
+    "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slightly slower
+)
+"""patterns of messages; Lightning and torch give these warnings no category of their own"""
+
+
+def expect_warnings() -> None:
+    """Hide the warnings that say nothing to the user of a run."""
+    for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+
+
+def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | None) -> None:
+    """Train from the checkpoint, or from the start if it is None.
+
+    Raises:
+        UserError: Lightning refuses a setting, the memory is too small, or another process of the run has ended.
+    """
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
@@ -123,16 +148,16 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
         if is_out_of_memory(error):
             problem = out_of_memory(trainer, model, data)
         elif trainer.world_size > 1 and is_lost_process(error):
-            problem = "another process of this run has ended, see above for its reason. The same command goes on."
+            problem = "another process of this run has ended; its message is above. The same command continues."
         else:
             raise
     else:
         return
-    raise UserError(problem)  # out here, as a traceback would keep the tensors of the failed step
+    raise UserError(problem)  # outside the `except`: a traceback would keep the tensors of the failed step
 
 
 def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
-    """What was too large, and what can be made smaller."""
+    """Return a message that says what was too large and what can be made smaller."""
     device = trainer.strategy.root_device
     parameters = sum(p.numel() for p in model.network.parameters())
     images = data.batch_size // trainer.world_size
@@ -140,6 +165,22 @@ def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
     return (
         f"out of memory on {device_name(device)} ({total_memory(device) / 2**30:.1f} GiB), with a network of "
         f"{parameters:,} weights and, in each process, batches of {images} images of {shape} in {trainer.precision}. "
-        "Lower data.batch_size (trainer.accumulate_grad_batches makes a step of several), or model.channels, "
-        "or take more devices."
+        "Lower data.batch_size (trainer.accumulate_grad_batches adds up several batches to a step) or model.channels, "
+        "or use more devices."
     )
+
+
+def why_stopped(trainer: L.Trainer) -> tuple[State, str] | None:
+    """Return how a callback ended the training before its last step, and why. None if it made all its steps.
+
+    The reason is the callback's attribute `reason`, as a search's pruning has it: the run is "pruned". Or it is the
+    message of Lightning's EarlyStopping: the run is "stopped", for good.
+    """
+    if trainer.global_step >= trainer.max_steps:
+        return None
+    ends: dict[str, State] = {"reason": "pruned", "stopping_reason_message": "stopped"}
+    for name, state in ends.items():
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if reason := getattr(callback, name, None):
+                return state, str(reason)
+    return "interrupted", f"ended at step {trainer.global_step} of {trainer.max_steps}"

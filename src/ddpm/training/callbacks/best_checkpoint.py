@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, which here still knows its best after the run's directory was moved."""
+    """Lightning's ModelCheckpoint, which here keeps its best score when the run's directory is moved."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:

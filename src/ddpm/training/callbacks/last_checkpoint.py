@@ -1,4 +1,4 @@
-"""The checkpoint from which a run goes on, and how a run is asked to stop."""
+"""The checkpoint from which a run continues, and the signals that stop a run."""
 
 import signal
 import sys
@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from ddpm.data.batches import batches_done
 from ddpm.errors import UserError
@@ -19,29 +18,33 @@ from ddpm.runs import slurm
 from ddpm.runs.run import LAST, Run
 from ddpm.runs.status import INTERRUPTED
 
-# Of several, the last of these counts: the one whose handler can do most for the run.
+# If several arrive, the last in this order counts: its handler can do most for the run.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and when asked to stop.
+    """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and after a signal.
 
-    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 ask: the step is finished, the checkpoint written, and the process
-    exits with 75. A second Ctrl-C stops at once. Who had a handler for SIGUSR1 or SIGUSR2 gets the signal before the
-    exit: submitit, which puts the job back into Slurm's queue. SIGTERM as Slurm's warning counts as SIGUSR2.
+    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 end the run: the step is finished, the checkpoint is written, and the
+    process exits with 75. A second Ctrl-C stops at once. A handler that was set before for SIGUSR1 or SIGUSR2 is
+    called before the exit: submitit's puts the job back into Slurm's queue. SIGTERM as Slurm's warning before a
+    preemption counts as SIGUSR2.
 
-    A step whose validation is due is saved after that, so that a run that goes on from it has not skipped it. For
-    this it must stand behind the callbacks that act on validation (Lightning puts every `Checkpoint` behind the
-    others).
+    If a validation is due after a step, the checkpoint is written after the validation. A run that continues from it
+    then has not skipped the validation. So this callback must come after those that act on validation (Lightning puts
+    each `Checkpoint` after the other callbacks).
 
     Args:
         directory: the run's.
-        run: None in the processes that do not write, all but the first.
+        run: None in all processes but the first.
     """
 
-    def __init__(self, directory: str | Path, run: Run | None, every_steps: int, every_minutes: float):
+    def __init__(self, directory: str | Path, every_steps: int, every_minutes: float, run: Run | None = None):
         if not (every_steps >= 1 and every_minutes > 0):
-            raise ValueError(f"{every_steps=} must be 1 or more, and {every_minutes=} above 0.")
+            raise ValueError(
+                f"checkpoint.every_steps={every_steps} must be at least 1 and "
+                f"checkpoint.every_minutes={every_minutes} above 0."
+            )
         self.path = Path(directory) / "checkpoints" / LAST
         self.run = run
         self.every_steps = every_steps
@@ -79,42 +82,43 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def save_if_due(self, trainer: L.Trainer) -> None:
-        # Signals and clocks are each process's own, and all must save together.
+        # Each process has its own signals and clock, but all processes must save together.
         stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
         steps = trainer.global_step - self.saved_step
         minutes = (time.monotonic() - self.saved_time) / 60
         late = trainer.strategy.reduce_boolean_decision(steps > 0 and minutes >= self.every_minutes, all=False)
         if stop or late or steps >= self.every_steps or trainer.global_step == trainer.max_steps:
             self.save(trainer)
-        if stop and trainer.global_step != trainer.max_steps:  # else it ends by itself
+        if stop and trainer.global_step != trainer.max_steps:  # the last step ends the run anyway
             self.stop(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.flush()  # a run that goes on from here has the curves up to here
+            logger.save()  # a run that continues from here has the curves up to here
         trainer.save_checkpoint(self.path)
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
 
     def stop(self, trainer: L.Trainer) -> None:
-        # One process may have heard of it before the others.
+        # The signal may have reached only some of the processes.
         place = torch.tensor(SIGNALS.index(self.signal or SIGNALS[0]), device=trainer.strategy.root_device)
         number = SIGNALS[int(trainer.strategy.reduce(place, reduce_op="max"))]
         if self.run is not None:
             how = f"interrupted by {number.name}"
             self.run.end("interrupted", trainer.global_step, how)
             print(
-                f"\n{how} after step {trainer.global_step}: the same command goes on from there.",
+                f"\n{how} after step {trainer.global_step}: the same command continues from there.",
                 file=sys.stderr,
             )
         trainer.strategy.barrier("interrupted")
         if number == signal.SIGTERM and trainer.is_global_zero and slurm.means_to_go_on():
             number = signal.SIGUSR2
         handler = self.handlers.get(number)
-        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):  # the others' are Lightning's and Python's
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(
+            handler
+        ):  # those of SIGTERM and SIGINT are Lightning's and Python's
             try:
                 handler(number, None)
             except Exception as error:
-                raise UserError(f"interrupted by {number.name}, and saved: {error}") from error
-        # Lightning kills everything where another process than the first ends with an error.
+                raise UserError(f"interrupted by {number.name} after the checkpoint was saved: {error}") from error
+        # An error code of another process than the first would make Lightning kill all processes.
         sys.exit(INTERRUPTED if trainer.is_global_zero else 0)

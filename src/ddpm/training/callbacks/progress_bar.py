@@ -1,4 +1,4 @@
-"""How far a run is, for whoever looks on: a bar in a terminal, lines in a log."""
+"""The progress of a run: a bar in a terminal, lines in a log."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ from ddpm.data.batches import batches_done
 
 
 class RunProgressBar(TQDMProgressBar):
-    """One bar from the run's first step to its last; Lightning's counts anew, and without a total, after a resume.
+    """One bar from the run's first step to its last. After a resume, Lightning's bar would start at 0 without a total.
 
-    Where nobody sees a bar move (a log file, the output of many jobs), a line after each validation, and every
-    `seconds`, takes its place.
+    Where the output is no terminal (a log file, the output of many jobs), a line is printed instead, after each
+    validation and every `seconds`.
 
     Args:
-        refresh_rate: batches between two updates of the bar.
+        refresh_rate: batches between two updates of the bar; 0 disables it.
     """
 
     def __init__(self, refresh_rate: int = 1, seconds: float = 60.0):
@@ -47,9 +47,10 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         bar = self.train_progress_bar
-        if self._should_update(batches_done(trainer), bar.total):
+        batches = batches_done(trainer)
+        if self.is_enabled and (batches % self.refresh_rate == 0 or batches == bar.total):
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            bar.update(batches_done(trainer) - bar.n)
+            bar.update(batches - bar.n)
         if time.monotonic() - self.written >= self.seconds:
             self.write_line(trainer, pl_module)
 

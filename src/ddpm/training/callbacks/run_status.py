@@ -1,4 +1,4 @@
-"""Keeps a run's status.json true while it trains."""
+"""Writes status.json and metrics.json during training."""
 
 import contextlib
 import math
@@ -16,50 +16,60 @@ from ddpm.runs.status import State
 
 
 class RunStatus(L.Callback):
-    """Writes state, step and epoch into status.json at the start, every `interval` seconds, and when it fails;
-    the newest metrics into metrics.json after each validation and at the end.
+    """Writes state, step and epoch into status.json at the start, every `interval` seconds, and when training fails.
+
+    Writes the newest metrics into metrics.json after each validation and at the end.
 
     Args:
         epoch_batches: batches of an epoch of the data.
+        run: None in all processes but the first, which alone writes.
     """
 
-    def __init__(self, run: Run, epoch_batches: int, interval: float = 10.0):
-        self.run = run
+    def __init__(self, epoch_batches: int, interval: float = 10.0, run: Run | None = None):
         self.epoch_batches = epoch_batches
         self.interval = interval
+        self.run = run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.run is None:
+            return
         status = self.run.status
         status.host, status.pid, status.error = socket.gethostname(), os.getpid(), None
         self.began = time.monotonic() - status.seconds
         self.written = -math.inf
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        # Not before the first batch: who reads "running" may send a signal, and those are heeded by then.
-        if time.monotonic() - self.written >= self.interval:
+        # Not before the first batch: a reader of "running" may send a signal, and must find the handlers in place.
+        if self.run is not None and time.monotonic() - self.written >= self.interval:
             self.write(trainer, "running")
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == trainer.max_steps:  # before the last checkpoint, after which nothing runs again
-            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+        if trainer.global_step == trainer.max_steps:  # before the last checkpoint: a resumed run does not come here
+            self.write_metrics(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+            self.write_metrics(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.write(trainer, "running")
-        self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+        self.write_metrics(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self.run.status.state == "interrupted":  # and said so
+        if self.run is None or self.run.status.state == "interrupted":  # LastCheckpoint has written why
             return
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         self.run.status.error = f"{type(exception).__name__}: {exception}"
-        with contextlib.suppress(OSError, UserError):  # a full disk, or a directory deleted, may be what it is about
+        with contextlib.suppress(OSError, UserError):  # the error itself may be a full disk or a deleted directory
             self.write(trainer, "interrupted" if stopped else "failed")
 
+    def write_metrics(self, trainer: L.Trainer) -> None:
+        if self.run is not None:
+            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+
     def write(self, trainer: L.Trainer, state: State) -> None:
+        if self.run is None:
+            return
         self.run.check_ours()
         status = self.run.status
         status.state, status.step = state, trainer.global_step

@@ -1,33 +1,32 @@
-"""Pictures of what the model makes, as training goes."""
+"""Pictures of samples during training."""
 
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
 from einops import rearrange
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
 from ddpm.data import pictures
 from ddpm.diffusion import Sampler
 from ddpm.seeding import ImageNoise, Stream
+from ddpm.training.loggers import log_picture
 from ddpm.training.module import DDPM
 
 
 class SamplePictures(L.Callback):
-    """After each validation draws images from the same noise, so that the pictures of a run can be compared.
+    """Draws images after each validation, always from the same noise, so that the pictures of a run can be compared.
 
-    Two pictures go to TensorBoard and, as PNG, to `directory`: a grid of samples, and the trajectories of a few of
-    them, in pairs of rows: x_t above, the x_0 predicted from it below.
+    Two pictures go to the loggers and, as PNG, to `directory`: a grid of samples, and the trajectories of a few
+    samples in pairs of rows: x_t above, the predicted x_0 below.
 
     Args:
-        directory: where the PNGs go.
-        sampler: a fast one, since it runs within training.
+        directory: where the PNGs are written.
+        sampler: a fast one, since it runs during training.
         num_samples: images in the grid.
         num_trajectories: images whose trajectory is shown.
-        num_moments: moments of a trajectory.
+        num_timesteps: timesteps shown of a trajectory.
     """
 
     def __init__(
@@ -36,42 +35,39 @@ class SamplePictures(L.Callback):
         sampler: Sampler,
         num_samples: int = 64,
         num_trajectories: int = 4,
-        num_moments: int = 10,
+        num_timesteps: int = 10,
     ):
         if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: a picture needs at least one image.")
+            raise ValueError(f"num_samples={num_samples} must be at least 1.")
         self.directory = Path(directory)
         self.sampler = sampler
         self.num_samples = num_samples
         self.num_trajectories = num_trajectories
-        self.num_moments = num_moments
+        self.num_timesteps = num_timesteps
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DDPM)
         if trainer.sanity_checking:
             return
         with trainer.precision_plugin.forward_context():
-            samples, trajectories = self.draw(pl_module)  # in all processes, among which the weights may be shared out
+            samples, trajectories = self.draw(pl_module)  # in all processes: FSDP shares the weights out
         if not trainer.is_global_zero:
             return
         self.show(trainer, "samples", pictures.image_grid(samples))
-        self.show(trainer, "trajectories", pictures.image_grid(trajectories, columns=self.num_moments))
+        self.show(trainer, "trajectories", pictures.image_grid(trajectories, columns=self.num_timesteps))
 
     def draw(self, model: DDPM) -> tuple[Tensor, Tensor]:
-        """Samples [N, C, H, W], and trajectories [2 · num_trajectories · num_moments, C, H, W] row by row."""
+        """Samples [N, C, H, W], and trajectories [2 · num_trajectories · num_timesteps, C, H, W] row by row."""
         noise = ImageNoise(Stream.SAMPLING, 0, indices=range(self.num_samples))
         x_T = noise(torch.empty(self.num_samples, *model.image_shape, device=model.device))
         steps = list(self.sampler.iterate(model.ema, model.diffusion, x_T, noise))
         before = [x_T, *(step.x_t for step in steps[:-1])]
-        shown = torch.linspace(0, len(steps) - 1, self.num_moments).round().long().tolist()
+        shown = torch.linspace(0, len(steps) - 1, self.num_timesteps).round().long().tolist()
         pairs = [torch.stack([before[i], steps[i].x0])[:, : self.num_trajectories] for i in shown]
-        return steps[-1].x_t, rearrange(pairs, "moment pair image c h w -> (image pair moment) c h w")
+        return steps[-1].x_t, rearrange(pairs, "t pair image c h w -> (image pair t) c h w")
 
     def show(self, trainer: L.Trainer, kind: str, picture: Image.Image) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         picture.save(self.directory / f"{kind}-step-{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                pixels = np.atleast_3d(np.asarray(picture))
-                # Where Lightning logs the validation's numbers: at the index of the step before.
-                logger.experiment.add_image(kind, pixels, trainer.global_step - 1, dataformats="HWC")
+            log_picture(logger, kind, picture, trainer.global_step - 1)  # where Lightning logs this validation

@@ -1,4 +1,4 @@
-"""Images a second, on the progress bar and in the logs."""
+"""Images per second, on the progress bar and in the logs."""
 
 import time
 from collections import deque
@@ -10,10 +10,10 @@ from ddpm.training.module import DDPM
 
 
 class ImagesPerSecond(L.Callback):
-    """Logs the training's speed over the last `window` batches, validation and pictures left out.
+    """Logs the speed over the last `window` batches of training. Validation and pictures are not measured.
 
-    Images are counted over all devices. (Lightning's ThroughputMonitor is silent until its window is full, which
-    leaves a gap in the curve wherever a run goes on.)
+    Images are counted over all devices. (Lightning's ThroughputMonitor logs nothing until its window is full, which
+    leaves a gap in the curve after each resume.)
     """
 
     def __init__(self, window: int = 20):

@@ -1,0 +1,76 @@
+"""What a run will use: settings, operations, memory. Printed when it starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.config import leaves
+from ddpm.training.module import DDPM
+
+NOT_SHOWN = ("paths.", "restart", "dry_run", "not_identity")
+
+
+def changed_settings(cfg: DictConfig) -> list[str]:
+    """Return the settings that differ from the defaults of `conf/train.yaml`, as overrides.
+
+    A chosen group is one setting (`model=unet_tiny`), followed by the keys that differ from this choice.
+    """
+    choices = _groups(HydraConfig.get().runtime.choices)
+    default = _groups(compose("train", return_hydra_config=True).hydra.runtime.choices)
+    recipes = ("experiment", "debug", "sweep")  # their content is shown key by key
+    groups = [f"{group}={choice}" for group, choice in choices.items() if choice != default.get(group)]
+    chosen = [group for group in groups if not group.startswith(recipes)]
+    before, now = (dict(leaves(OmegaConf.to_container(config))) for config in (compose("train", chosen), cfg))
+    keys = [f"{key}={now[key]}" for key in now if key not in before or before[key] != now[key]]
+    keys += [f"~{key}" for key in before.keys() - now.keys()]
+    return chosen + [key for key in keys if not key.lstrip("~").startswith(NOT_SHOWN)]
+
+
+def _groups(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Return the choices of the config groups, without those of Hydra itself."""
+    return {
+        group.partition("@")[0]: str(choice).replace("'", "").replace(" ", "")
+        for group, choice in choices.items()
+        if choice is not None and not group.startswith("hydra/")
+    }
+
+
+def flops_per_image(model: DDPM) -> int:
+    """Return the floating-point operations of one forward pass of one image; a multiplication and an addition are two.
+
+    Counted: convolutions, matrix products and attention. A training step needs about three times as many.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.ema(torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
+    return counter.get_total_flops()
+
+
+def expected_memory(model: DDPM, images: int) -> int:
+    """Return the bytes that training takes in each process, an estimate.
+
+    Counted, all in float32: weights, their average, gradients, two moments per weight (Adam), and the tensors that
+    autograd keeps from the forward pass of `images` images. Not counted: the libraries, the data, the workspace of
+    single operations. With bfloat16 the last part is smaller; compilation and sharding lower it too.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = list(model.network.parameters())
+    training = model.network.training
+    model.network.eval()  # a batch norm must not see these images
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.network(torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
+    model.network.train(training)
+    for weight in weights:
+        kept.pop(weight.untyped_storage().data_ptr(), None)
+    del output
+    return sum(5 * weight.numel() * 4 for weight in weights) + images * sum(kept.values())
