@@ -35,7 +35,6 @@ from ddpm.runs import (
     write_provenance,
 )
 from ddpm.training.callbacks import SamplePictures, SweptHyperparameters
-from ddpm.training.callbacks.pruning import why_stopped
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.module import DDPM
 from ddpm.training.trainer import build_trainer, check_trainer, fit, speed_up, steps_to_make
@@ -172,7 +171,8 @@ def train(cfg: DictConfig, prepared: Prepared, run: Run) -> None:
         except UserError as error:
             run.end("failed", trainer.global_step, str(error))
             raise
-        stopped = why_stopped(trainer)
+        reasons = [getattr(callback, "reason", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        stopped = next(filter(None, reasons), None)
         run.end("pruned" if stopped else "finished", trainer.global_step, stopped)
     report(run, stopped or "finished")
 

@@ -14,8 +14,6 @@ from omegaconf import OmegaConf
 MAX_LENGTH = 119  # characters of a name, its digest included
 SWEPT_KEYS = "DDPM_SWEPT_KEYS"
 """the environment variable that tells a job which keys its sweep varies, separated by commas"""
-TRIAL = "DDPM_TRIAL"
-"""the environment variable that tells a job which trial of a search it is: the study's name, a colon, the number"""
 DELETED = "~"  # the value of a key that was removed with `~key`
 
 _DIGEST = re.compile(r"\.[0-9a-f]{10}$")

@@ -17,7 +17,6 @@ from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memor
 from ddpm.errors import UserError
 from ddpm.runs import Run, slurm
 from ddpm.training.callbacks import LastCheckpoint, RunStatus
-from ddpm.training.callbacks.pruning import of_a_trial
 from ddpm.training.checkpoint_io import RunCheckpointIO
 from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
 from ddpm.training.module import DDPM
@@ -75,7 +74,6 @@ def build_trainer(
         logger = build(cfg.logger, **({"purge_step": resumed_step} if is_tensorboard else {}))
     plugins: list[Any] = [] if run is None else [RunCheckpointIO(run)]
     try:
-        ours += of_a_trial(cfg, writes=run is not None)
         ours.append(LastCheckpoint(cfg.paths.run, run, **cfg.checkpoint))
         if slurm.is_task():
             plugins.append(SLURMEnvironment(auto_requeue=False))  # LastCheckpoint heeds the signals

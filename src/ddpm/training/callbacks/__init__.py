@@ -4,7 +4,6 @@ from ddpm.training.callbacks.best_checkpoint import BestCheckpoint
 from ddpm.training.callbacks.hyperparameters import SweptHyperparameters
 from ddpm.training.callbacks.last_checkpoint import LastCheckpoint
 from ddpm.training.callbacks.progress_bar import RunProgressBar
-from ddpm.training.callbacks.pruning import StopHopelessTrial
 from ddpm.training.callbacks.run_status import RunStatus
 from ddpm.training.callbacks.samples import SamplePictures
 from ddpm.training.callbacks.throughput import ImagesPerSecond
@@ -16,6 +15,5 @@ __all__ = [
     "RunProgressBar",
     "RunStatus",
     "SamplePictures",
-    "StopHopelessTrial",
     "SweptHyperparameters",
 ]
