@@ -21,7 +21,7 @@ from ddpm.config import build, conf_dir
 from ddpm.data import to_model_range
 from ddpm.diffusion import vlb_terms
 from ddpm.seeding import ImageNoise, Stream
-from ddpm.training.module import DDPM
+from ddpm.training import DDPM, build_model
 
 PATH = Path(__file__).parent / "snapshots" / "numbers.safetensors"
 MACHINE = PATH.with_suffix(".json")
@@ -52,7 +52,7 @@ def train(steps: int, *overrides: str) -> tuple[DDPM, Tensor]:
     """The model after `steps` optimizer steps, and the loss of each."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*TINY, *overrides])
-    model = DDPM.from_config(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    model = build_model(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     data = build(cfg.data)
     data.setup()
     losses = Losses()

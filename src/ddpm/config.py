@@ -1,11 +1,14 @@
-"""Where the config tree lies, and how a part of it becomes an object. Imports no torch."""
+"""The config tree, objects built from it, and what a checkpoint may build. Imports no torch."""
 
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm.errors import UserError
 
@@ -38,6 +41,24 @@ def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
         raise UserError(f"{message}\n(from `{key}` in the config)" if key else message) from error
 
 
+def leaves(node: Any, *, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything in nested dicts.
+
+    Args:
+        node: plain data, no OmegaConf.
+        into_lists: go into lists too. Their items have the key of the list.
+        key: prefix of all keys.
+    """
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from leaves(child, into_lists=into_lists, key=f"{key}.{name}" if key else str(name))
+    elif into_lists and isinstance(node, (list, tuple)):
+        for child in node:
+            yield from leaves(child, into_lists=True, key=key)
+    else:
+        yield key, node
+
+
 def _users_mistake(error: BaseException) -> str | None:
     """What is to be said of an error that a user's config makes; None of one in the code. Hydra wraps once a call."""
     cause: BaseException | None = error
@@ -51,3 +72,44 @@ def _users_mistake(error: BaseException) -> str | None:
     if isinstance(cause, ImportError) or first.startswith("Error locating target"):
         return f"{first.partition(', see')[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
     return None
+
+
+def config_folders() -> list[Path]:
+    """The folders that the current command's config was composed from: the project's, and those of --config-dir."""
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+
+
+def trusted_targets(folders: Iterable[Path]) -> set[str]:
+    """Every `_target_` that occurs in a YAML of these folders. A checkpoint may name no other."""
+    found: set[str] = set()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+            except (yaml.YAMLError, UnicodeDecodeError):  # Hydra reports it when the file is used
+                continue
+            found.update(value for value in _targets(documents) if isinstance(value, str))
+    return found
+
+
+def check_targets(node: Any, trusted: Collection[str]) -> None:
+    """Check what a part of a checkpoint's config would build.
+
+    Raises:
+        UserError: a target that is not among `trusted`, or an interpolation, which could become one later.
+    """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=False)
+    for target in _targets(node):
+        if not isinstance(target, str) or target not in trusted:
+            raise UserError(
+                f"the checkpoint asks for {target!r}, which no YAML of your configs names as a _target_. "
+                "If you trust it, add it to a YAML of yours and pass its folder with --config-dir"
+            )
+    for key, value in leaves(node, into_lists=True):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"the checkpoint's config holds an unresolved value, {key}={value!r}, and is not trusted")
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    return (value for key, value in leaves(node, into_lists=True) if key.rpartition(".")[2] == "_target_")

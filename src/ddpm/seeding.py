@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ddpm.errors import UserError
 
+GOLDEN_RATIO = (1 + 5**0.5) / 2
+
 
 class Stream(IntEnum):
     """What the numbers are for: the first part of every key, so that no two uses share theirs."""
@@ -63,3 +65,11 @@ class ImageNoise:
         """Fresh noise in the shape of `like`, [B, ...], and on its device."""
         noise = [torch.randn(like.shape[1:], generator=generator) for generator in self.generators]
         return torch.stack(noise).to(like.device)
+
+
+def evenly_spread(indices: Tensor, shift: float = 0.0) -> Tensor:
+    """A position in [0, 1) for each index, float64: those of successive indices are spread evenly, however many.
+
+    Multiples of the golden ratio plus `shift`, modulo 1.
+    """
+    return (shift + indices.double() * GOLDEN_RATIO) % 1

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ddpm.config import build, conf_dir
-from ddpm.training.module import DDPM
+from ddpm.training import build_model
 
 TINY = [
     "data=mnist_mini",
@@ -24,7 +24,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", TINY)
     config = OmegaConf.to_container(cfg, resolve=True)
-    model = DDPM.from_config(config)  # type: ignore[arg-type]
+    model = build_model(config)  # type: ignore[arg-type]
     trainer = L.Trainer(
         max_steps=2,
         accelerator="cpu",

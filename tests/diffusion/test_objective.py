@@ -9,6 +9,7 @@ from closed_forms import (
     betas_of_any_schedule,
     column,
     gaussian_kl,
+    network_that_returns,
     seeded_noise,
 )
 from hypothesis import given
@@ -52,7 +53,7 @@ def chi_square(draws: Tensor, num_values: int) -> float:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_simple_is_the_plain_mean_squared_error_of_the_output(prediction: Prediction) -> None:
     diffusion, _, (output, x0, x_t, t, eps), _ = wrong_guess(prediction)
-    loss = Simple()(diffusion, output, x0, x_t, t, eps)
+    loss = Simple()(network_that_returns(output), diffusion, x0, t, eps)
     target = diffusion.target(x0, x_t, t, eps)
     assert loss.shape == (T,)
     torch.testing.assert_close(loss, ((output - target) ** 2).mean(dim=(1, 2, 3)))
@@ -65,7 +66,7 @@ def test_vlb_is_the_kl_of_one_step_in_nats_per_pixel(prediction: Prediction, var
     """Against KL(q(x_{t-1}|x_t, x_0) ‖ p(x_{t-1}|x_t)), of which a wrong variance is a constant part."""
     diffusion, chain, batch, guess = wrong_guess(prediction, variance)
     output, x0, x_t, t, eps = batch
-    loss = VLB()(diffusion, output, x0, x_t, t, eps)
+    loss = VLB()(network_that_returns(output), diffusion, x0, t, eps)
 
     sigma2 = column(chain.reverse_variance(variance, x0_mse())).expand(-1, 1, 3, 3)
     beta_tilde = column(chain.variance).expand_as(sigma2)
@@ -84,8 +85,8 @@ def test_vlb_is_the_kl_of_one_step_in_nats_per_pixel(prediction: Prediction, var
 def test_the_value_does_not_depend_on_what_the_network_predicts(loss: WeightedMSE) -> None:
     values = {}
     for prediction in PREDICTIONS:
-        diffusion, _, (output, x0, x_t, t, eps), _ = wrong_guess(prediction)
-        values[prediction] = loss(diffusion, output, x0, x_t, t, eps)
+        diffusion, _, (output, x0, _, t, eps), _ = wrong_guess(prediction)
+        values[prediction] = loss(network_that_returns(output), diffusion, x0, t, eps)
     for prediction in PREDICTIONS[1:]:
         torch.testing.assert_close(values[prediction], values["epsilon"], rtol=1e-2, atol=0)
 
@@ -129,11 +130,11 @@ def test_losses_never_clip(loss: WeightedMSE, prediction: Prediction) -> None:
         x0, eps = torch.ones(100, 1, 1, 1), seeded_noise(0)(torch.empty(100, 1, 1, 1))
         x_t = diffusion.q_sample(x0, t, eps)
         output = Chain.of(diffusion.alpha_bars).as_output(prediction, 5 * x0, x_t, t).float()
-        values.append(loss(diffusion, output, x0, x_t, t, eps))
+        values.append(loss(network_that_returns(output), diffusion, x0, t, eps))
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
     diffusion = GaussianDiffusion(schedules.linear(100), prediction="x0")
     output = 5 * x0
-    simple = Simple()(diffusion, output, x0, x_t, t, eps)
+    simple = Simple()(network_that_returns(output), diffusion, x0, t, eps)
     torch.testing.assert_close(simple, torch.full((100,), 16.0))
 
 

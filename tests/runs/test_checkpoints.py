@@ -5,8 +5,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ddpm.config import check_targets, trusted_targets
 from ddpm.errors import UserError
-from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
+from ddpm.runs.checkpoints import FORMAT, config_of, find_checkpoint, load_checkpoint
 
 
 def make_run(directory: Path, *names: str) -> Path:
@@ -70,7 +71,7 @@ def save(path: Path, checkpoint: object) -> Path:
     return path
 
 
-OURS = {"state_dict": {"w": torch.arange(1000.0)}, "hyper_parameters": {"config": {"seed": 0}}}
+OURS = {"format": FORMAT, "state_dict": {"w": torch.arange(1000.0)}, "hyper_parameters": {"config": {"seed": 0}}}
 
 
 def test_load(tmp_path):
@@ -87,6 +88,16 @@ class Payload:
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(UserError, match="could run code"):
         load_checkpoint(save(tmp_path / "a.ckpt", OURS | {"extra": Payload()}))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"has format 0, and this version of ddpm reads format {FORMAT}"):
+        load_checkpoint(save(tmp_path / "a.ckpt", OURS | {"format": 0}))
+
+
+def test_a_model_made_without_a_config_says_how_to_load_it(tmp_path):
+    with pytest.raises(UserError, match="load_from_checkpoint"):
+        config_of(OURS | {"hyper_parameters": {"config": None}}, tmp_path / "a.ckpt")
 
 
 def test_a_checkpoint_of_another_project(tmp_path):

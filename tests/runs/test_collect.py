@@ -36,7 +36,7 @@ def test_a_run_that_was_moved_aside_is_found_by_its_name_alone(runs):
 
 
 def test_where_there_are_no_runs_those_nearby_are_named(runs, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=rf"no directory {tmp_path}/c; nearby: {tmp_path}/a, {tmp_path}/b"):
+    with pytest.raises(UserError, match=rf"no directory {tmp_path}/c; nearby: .*{tmp_path}/b"):
         find_runs([tmp_path / "c"])
     empty = tmp_path / "empty"
     empty.mkdir()

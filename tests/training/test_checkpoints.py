@@ -7,14 +7,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from small import Shades, fit
+from small import Shades, fit, quiet_trainer, small_model
 from torch import nn
 
-from ddpm.config import conf_dir
+from ddpm.config import conf_dir, trusted_targets
 from ddpm.diffusion import DDIM
 from ddpm.errors import UserError
-from ddpm.runs import trusted_targets
-from ddpm.training.module import DDPM
+from ddpm.training import DDPM, build_model, load_model
 
 SMALL = [
     "data=image_folder", "data.root=pictures", "data.image_size=8", "data.image_channels=1",
@@ -34,7 +33,7 @@ def config_of(*overrides):
 def trained(tmp_path_factory):
     """A model after three steps, and its checkpoint."""
     overrides = ("objective.prediction=v", "diffusion.variance=large", "model.dropout=0.1", "optimizer.lr=0.05")
-    model = DDPM.from_config(config_of(*overrides, "optimizer.warmup_steps=0"))
+    model = build_model(config_of(*overrides, "optimizer.warmup_steps=0"))
     path = tmp_path_factory.mktemp("run") / "last.ckpt"
     fit(model, 3, data=Shades()).save_checkpoint(path)
     return model, path
@@ -42,7 +41,7 @@ def trained(tmp_path_factory):
 
 def test_the_path_is_all_that_is_needed(trained):
     model, path = trained
-    loaded = DDPM.load_from_checkpoint(path)
+    loaded = load_model(path)
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
     assert (loaded.diffusion.prediction, loaded.diffusion.variance) == ("v", "large")
@@ -50,7 +49,7 @@ def test_the_path_is_all_that_is_needed(trained):
     assert not any(module.training for module in loaded.modules())
     for sampler in (None, DDIM(5)):
         assert torch.equal(loaded.sample(3, sampler, seed=1), model.sample(3, sampler, seed=1))
-    assert not torch.equal(loaded.sample(3, seed=1), DDPM.from_config(model.hparams["config"]).sample(3, seed=1))
+    assert not torch.equal(loaded.sample(3, seed=1), build_model(model.hparams["config"]).sample(3, seed=1))
 
 
 def test_a_checkpoint_is_plain_data(trained):
@@ -80,27 +79,27 @@ def test_a_checkpoint_that_asks_for_something_else_is_refused(trained, tmp_path,
     touched = tmp_path / "touched"
     path = changed(trained, tmp_path, {place: {"_target_": target, "_args_": [f"touch {touched}"]}})
     with pytest.raises(UserError, match=f"asks for '{target}'"):
-        DDPM.load_from_checkpoint(path)
+        load_model(path)
     assert not touched.exists()
 
 
 def test_an_interpolation_that_would_become_a_target_is_refused(trained, tmp_path):
     path = changed(trained, tmp_path, {"model.channels": "${oc.env:HOME}"})
     with pytest.raises(UserError, match="unresolved value"):
-        DDPM.load_from_checkpoint(path)
+        load_model(path)
 
 
 @pytest.mark.parametrize("part", ["data", "optimizer", "objective", "callbacks", "trainer", "logger"])
 def test_the_rest_of_its_config_is_not_built(trained, tmp_path, part):
     touched = tmp_path / "touched"
     values = {f"{part}._target_": "os.system", f"{part}.command": f"touch {touched}"}
-    DDPM.load_from_checkpoint(changed(trained, tmp_path, values))
+    load_model(changed(trained, tmp_path, values))
     assert not touched.exists()
 
 
 def test_weights_of_another_network_are_a_users_error(trained, tmp_path):
     with pytest.raises(UserError, match="are of another network"):
-        DDPM.load_from_checkpoint(changed(trained, tmp_path, {"model.channels": 12}))
+        load_model(changed(trained, tmp_path, {"model.channels": 12}))
 
 
 class Doubled(nn.Module):
@@ -124,22 +123,22 @@ def doubled(monkeypatch):
 def test_a_class_of_the_users_own_is_built_where_a_yaml_of_theirs_names_it(trained, tmp_path, doubled):
     path = changed(trained, tmp_path, {"model._target_": doubled})
     with pytest.raises(UserError, match=r"asks for 'my_networks\.Doubled'"):
-        DDPM.load_from_checkpoint(path)
+        load_model(path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text(f"_target_: {doubled}\n")
     with pytest.raises(UserError, match="the network turns images"):  # it was built
-        DDPM.load_from_checkpoint(path, trusted=trusted_targets([conf_dir(), tmp_path]))
+        load_model(path, trusted=trusted_targets([conf_dir(), tmp_path]))
 
 
 def test_a_network_that_changes_the_shape_is_refused(doubled):
     with pytest.raises(UserError, match=r"\[1, 1, 8, 8\] into \[1, 1, 8, 16\]: both must be equal"):
-        DDPM.from_config(config_of(f"model._target_={doubled}"))
+        build_model(config_of(f"model._target_={doubled}"))
 
 
 @pytest.mark.parametrize("size", ["9", "[8,7]"])
 def test_an_image_that_cannot_be_halved_is_refused(size):
     with pytest.raises(UserError, match="needs height and width divisible by 2"):
-        DDPM.from_config(config_of(f"data.image_size={size}"))
+        build_model(config_of(f"data.image_size={size}"))
 
 
 @pytest.fixture
@@ -163,12 +162,12 @@ def as_users_run_it():
 )
 def test_other_settings_that_make_no_model_are_users_errors(as_users_run_it, override, words):
     with pytest.raises(UserError, match=words):
-        DDPM.from_config(config_of(override))
+        build_model(config_of(override))
 
 
 def test_the_seed_makes_the_weights():
     def weights(*overrides):
-        model = DDPM.from_config(config_of(*overrides))
+        model = build_model(config_of(*overrides))
         return nn.utils.parameters_to_vector(model.network.parameters())
 
     assert torch.equal(weights("seed=3"), weights("seed=3"))
@@ -176,6 +175,59 @@ def test_the_seed_makes_the_weights():
 
 
 def test_a_new_average_is_the_network():
-    model = DDPM.from_config(config_of())
+    model = build_model(config_of())
     for name, weight in model.network.state_dict().items():
         assert torch.equal(weight, model.ema.module.state_dict()[name])
+
+
+def test_a_model_made_in_python_loads_by_lightnings_own_way(tmp_path):
+    fit(small_model(seed=1), 2).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="does not hold the config"):
+        load_model(tmp_path / "a.ckpt")
+    other = small_model(seed=1)
+    loaded = DDPM.load_from_checkpoint(
+        tmp_path / "a.ckpt", network=other.network, diffusion=other.diffusion, image_shape=other.image_shape
+    )
+    weights = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], weight) for name, weight in loaded.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def min_snr(tmp_path_factory):
+    """A run's model with another objective, its checkpoint, and its validation loss."""
+    model = build_model(config_of("objective=min_snr", "optimizer.warmup_steps=2", "optimizer.lr=0.01"))
+    path = tmp_path_factory.mktemp("min_snr") / "last.ckpt"
+    trainer = fit(model, 2, data=Shades())
+    trainer.save_checkpoint(path)
+    return model, path, validation_loss(model)
+
+
+def validation_loss(model):
+    trainer = quiet_trainer(limit_val_batches=None)
+    return trainer.validate(model, Shades(), verbose=False)[0]["val/loss"]
+
+
+def test_a_loaded_model_validates_with_the_objective_of_its_run(min_snr):
+    _, path, loss = min_snr
+    assert validation_loss(load_model(path)) == loss
+
+
+def test_a_loaded_model_trains_on_with_the_settings_of_its_run(min_snr, tmp_path):
+    """The user's own Trainer continues it, and what that saves loads too."""
+    model, path, _ = min_snr
+    fit(model, 4, data=Shades(), resume=path)
+    loaded = load_model(path).train()
+    trainer = fit(loaded, 4, data=Shades(), resume=path)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.01
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    assert torch.equal(load_model(tmp_path / "mine.ckpt").sample(1, seed=0), loaded.eval().sample(1, seed=0))
+
+
+def test_a_model_samples_without_its_objective_and_says_why_it_does_not_train(trained, tmp_path):
+    path = changed(trained, tmp_path, {"objective.loss._target_": "nobody.knows.This"})
+    model = load_model(path)
+    assert model.sample(1, steps=3, seed=0).isfinite().all()
+    with pytest.raises(UserError, match=r"asks for 'nobody\.knows\.This'"):
+        fit(model, 1)

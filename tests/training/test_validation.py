@@ -71,12 +71,12 @@ class Asked(nn.Module):
         return self.scale * x
 
 
-def timestep_as_loss(diffusion, output, x0, x_t, t, noise):
-    return t + 0 * output.mean(dim=(1, 2, 3))
+def timestep_as_loss(network, diffusion, x0, t, eps):
+    return t + 0 * network(diffusion.q_sample(x0, t, eps), t).mean(dim=(1, 2, 3))
 
 
 def test_timesteps_are_spread_evenly_over_the_images():
-    model = small_model(Asked(), loss=timestep_as_loss)
+    model = small_model(Asked(), objective=timestep_as_loss)
     model.ema.module.asked.clear()
     numbers = validate(model, Many(batch_size=30))
     t = torch.cat([t for _, t in model.ema.module.asked[::3]])  # the loss, then two terms of the bound

@@ -1,8 +1,8 @@
-"""What every command is: `plan` and `run`, and after a sweep, if it has one, `after_sweep`."""
+"""The contract of a command. The command NAME is the module `ddpm.commands.NAME` and the config `conf/NAME.yaml`."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from omegaconf import DictConfig
 
@@ -11,36 +11,35 @@ class Plan(NamedTuple):
     """What a job would do."""
 
     directory: Path
-    """of its results"""
+    """of the results"""
     what: str
     """in words"""
     is_done: bool = False
-    """nothing is left to do"""
+    """whether nothing is left to do"""
     steps: int | None = None
-    """optimizer steps that it makes in all, if it trains"""
+    """total optimizer steps, if the job trains"""
 
 
 class Command(Protocol):
-    """A module `ddpm.commands.NAME`; its config is `conf/NAME.yaml`."""
+    """What the module of every command has."""
 
     def plan(self, cfg: DictConfig) -> Plan:
-        """Check the config and say what `run` would do. Writes nothing.
+        """Check the config and return what `run` would do. Writes nothing.
 
         Raises:
             UserError: the job would be refused.
         """
 
     def run(self, cfg: DictConfig) -> Any:
-        """Do the work.
+        """Do the work. A search minimizes the returned number.
 
         Raises:
             UserError: a mistake of the user.
         """
 
 
-@runtime_checkable
-class ComparesJobs(Protocol):
-    """A command that shows the jobs of a sweep side by side."""
+class SweepCommand(Command, Protocol):
+    """A command that also shows the jobs of a sweep together."""
 
     def after_sweep(self, cfg: DictConfig, plans: Sequence[Plan]) -> None:
-        """Called once, after the last job."""
+        """Show the results of all jobs, after the last one."""

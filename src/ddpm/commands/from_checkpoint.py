@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.commands.command import Plan
-from ddpm.config import build
+from ddpm.config import build, check_targets, config_folders, trusted_targets
 from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
-from ddpm.runs import check_targets, find_checkpoint, results_name, run_name, task_overrides, trusted_targets
+from ddpm.runs import find_checkpoint, results_name, run_name, task_overrides
 from ddpm.runs.files import read_json
+from ddpm.training.building import load_model
 from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
 from ddpm.training.module import DDPM
 
@@ -54,7 +55,7 @@ def load(cfg: DictConfig) -> Loaded:
     fabric = build_fabric(cfg.trainer)
     fabric.launch()
     display.console.quiet = not fabric.is_global_zero
-    model = DDPM.load_from_checkpoint(checkpoint, fabric.device, trusted_targets(config_folders()))
+    model = load_model(checkpoint, fabric.device, trusted_targets(config_folders()))
     return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
 
 
@@ -82,7 +83,7 @@ def plan(cfg: DictConfig, what: str) -> Plan:
     """
     checkpoint = find_checkpoint(cfg.ckpt)
     number_of_processes(cfg.trainer)  # are they there?
-    model = DDPM.load_from_checkpoint(checkpoint, trusted=trusted_targets(config_folders()))
+    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
     if "sampler" in cfg:
         model.check_sampler(build(cfg.sampler))
     return Plan(results_directory(cfg, checkpoint), what)
@@ -182,11 +183,6 @@ def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
 def describe(data: ImageData) -> str:
     """The data set's name, and its folder where it has one."""
     return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
-
-
-def config_folders() -> list[Path]:
-    """The folders that this command's config was composed from: the project's, and those of --config-dir."""
-    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
 
 
 def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:

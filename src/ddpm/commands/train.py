@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import display
 from ddpm.commands import report as compared_runs
 from ddpm.commands.command import Plan
-from ddpm.config import build
+from ddpm.config import build, leaves
 from ddpm.data import ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
@@ -25,7 +25,6 @@ from ddpm.runs import (
     check_same_config,
     find_checkpoint,
     is_locked,
-    leaves,
     load_checkpoint,
     log_to,
     run_directory,
@@ -34,6 +33,7 @@ from ddpm.runs import (
     write_config,
     write_provenance,
 )
+from ddpm.training.building import build_model, load_weights
 from ddpm.training.callbacks import SamplePictures, SweptHyperparameters
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.module import DDPM
@@ -124,10 +124,10 @@ def prepare(cfg: DictConfig) -> Prepared:
 
     check_trainer(cfg)
     check_places(config, directory)
-    model = DDPM.from_config(config)
+    model = build_model(config)
     begins = cfg.restart or not Run.read(directory).list_checkpoints()
     if cfg.init_from is not None and begins:
-        model.load_weights(find_checkpoint(cfg.init_from))
+        load_weights(model, find_checkpoint(cfg.init_from))
     check_optimizer(model)
     data: ImageData = build(cfg.data)
     data.prepare_data()
@@ -196,7 +196,7 @@ def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def check_places(config: Mapping[str, Any], directory: Path) -> None:
     """Raise a UserError if a callback or a logger would write outside the run's directory."""
     for part in ("callbacks", "logger"):
-        for key, value in leaves(config[part] or {}).items():
+        for key, value in leaves(config[part] or {}):
             path = Path(value) if isinstance(value, str) else Path()
             if ".." in path.parts or (path.is_absolute() and not path.is_relative_to(directory.absolute())):
                 raise UserError(f"{part}.{key}={value} lies outside the run's directory, {directory}.")

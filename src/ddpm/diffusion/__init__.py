@@ -2,7 +2,7 @@
 
 from ddpm.diffusion import editing, likelihood, objective, samplers, schedules
 from ddpm.diffusion.likelihood import VLBTerms, vlb_terms
-from ddpm.diffusion.objective import VLB, MinSNR, Simple
+from ddpm.diffusion.objective import VLB, MinSNR, Objective, Simple, WeightedMSE
 from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, SDEDPMSolverPP
 
@@ -13,10 +13,12 @@ __all__ = [
     "DPMSolverPP",
     "GaussianDiffusion",
     "MinSNR",
+    "Objective",
     "SDEDPMSolverPP",
     "Sampler",
     "Simple",
     "VLBTerms",
+    "WeightedMSE",
     "editing",
     "likelihood",
     "objective",

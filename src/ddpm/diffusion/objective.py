@@ -1,35 +1,54 @@
-"""Training objectives: a weight on the squared error at each timestep, and how timesteps are drawn.
+"""Training objectives, and how timesteps are drawn.
 
-An objective of your own is a callable like `WeightedMSE.__call__`, and a YAML in `conf/objective/`.
+An objective of your own is a subclass of `Objective` and a YAML in `conf/objective/`.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Images, x0_error_slope
-from ddpm.diffusion.process import GaussianDiffusion, Timesteps
+from ddpm.diffusion.process import GaussianDiffusion, Network, Timesteps
 
 
-class WeightedMSE(ABC):
+class Objective(ABC):
+    """Computes the losses of a batch. It calls the network itself, as often as it needs.
+
+    The timesteps and the noise are drawn by the caller, so that they do not depend on the number of processes and a
+    resumed run draws the same ones. An objective with weights to be trained is also an `nn.Module`: its weights are
+    trained and saved with the network's. Weights that must not be, such as a teacher's, are kept in a plain object.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, network: Network, diffusion: GaussianDiffusion, x0: Images, t: Timesteps, eps: Images, **condition: Any
+    ) -> Float[Tensor, " B"]:
+        """Losses [B] of the images `x0`.
+
+        Args:
+            network: network(x_t, t, **condition) -> output [B, C, H, W].
+            x0: images in [-1, 1], [B, C, H, W].
+            t: timesteps 0 … T-1, int64 [B].
+            eps: standard normal noise, [B, C, H, W].
+            condition: what else the network takes, such as labels.
+        """
+
+
+class WeightedMSE(Objective):
     """Loss of an image: the mean over C, H, W of w_t · (output - target)²."""
 
     @abstractmethod
     def weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
-        """w_t, on the squared error of the network's own output."""
+        """The weight w_t on the squared error of the network's output at each timestep."""
 
     def __call__(
-        self,
-        diffusion: GaussianDiffusion,
-        output: Images,
-        x0: Images,
-        x_t: Images,
-        t: Timesteps,
-        eps: Images,
+        self, network: Network, diffusion: GaussianDiffusion, x0: Images, t: Timesteps, eps: Images, **condition: Any
     ) -> Float[Tensor, " B"]:
-        """Losses of a batch, [B], for the network's `output` at x_t = `diffusion.q_sample(x0, t, eps)`."""
+        x_t = diffusion.q_sample(x0, t, eps)
+        output = network(x_t, t, **condition)
         squared_error = (output.float() - diffusion.target(x0, x_t, t, eps)).square().mean(dim=(1, 2, 3))
         weights = self.weights(diffusion).float().to(t.device)
         return weights[t] * squared_error

@@ -16,8 +16,8 @@ Variance = Literal["small", "large", "optimal"]
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 Timesteps = Int64[Tensor, " B"]
-Network = Callable[[Tensor, Tensor], Tensor]
-"""network(x_t [B, C, H, W], t [B]) -> the network's output [B, C, H, W]"""
+Network = Callable[..., Tensor]
+"""network(x_t [B, C, H, W], t [B], **condition) -> output [B, C, H, W]"""
 RandnLike = Callable[[Tensor], Tensor]
 """randn_like(x) -> fresh standard normal noise of x's shape"""
 

@@ -13,9 +13,7 @@ from ddpm.diffusion import GaussianDiffusion, VLBTerms
 from ddpm.diffusion.likelihood import vlb_terms_under
 from ddpm.diffusion.process import Network
 from ddpm.metrics.estimates import Curve, Estimate, bin_edges, standard_error
-from ddpm.seeding import ImageNoise, Stream, seed_at
-
-GOLDEN_RATIO = (1 + 5**0.5) / 2
+from ddpm.seeding import ImageNoise, Stream, evenly_spread, seed_at
 
 
 class Bound(NamedTuple):
@@ -53,7 +51,7 @@ def stratified_timesteps(num_images: int, per_image: int, num_steps: int, seed: 
     With K = T - `first` each image has every timestep; with 4·T of them in all no timestep is left out.
     """
     shift = seed_at(Stream.EVALUATION, seed) / 2**64
-    place = (shift + torch.arange(num_images, dtype=torch.float64) * GOLDEN_RATIO) % 1
+    place = evenly_spread(torch.arange(num_images), shift)
     position = (torch.arange(per_image) + place[:, None]) / per_image
     return first + (position * (num_steps - first)).long().clamp(max=num_steps - first - 1)
 

@@ -1,6 +1,6 @@
-"""A run's directory: its name, its state, its checkpoints. Imports without torch."""
+"""A run's directory: its name, its state, its checkpoints. Imports no torch."""
 
-from ddpm.runs.checkpoints import check_targets, find_checkpoint, load_checkpoint, trusted_targets
+from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
 from ddpm.runs.identity import (
     SWEPT_KEYS,
     identity_overrides,
@@ -11,7 +11,7 @@ from ddpm.runs.identity import (
 )
 from ddpm.runs.log import log_to
 from ddpm.runs.run import Run, is_locked
-from ddpm.runs.saved_config import check_same_config, leaves, write_config
+from ddpm.runs.saved_config import check_same_config, write_config
 from ddpm.runs.status import Status, provenance, write_json, write_provenance
 
 __all__ = [
@@ -19,11 +19,10 @@ __all__ = [
     "Run",
     "Status",
     "check_same_config",
-    "check_targets",
+    "config_of",
     "find_checkpoint",
     "identity_overrides",
     "is_locked",
-    "leaves",
     "load_checkpoint",
     "log_to",
     "provenance",
@@ -31,7 +30,6 @@ __all__ = [
     "run_directory",
     "run_name",
     "task_overrides",
-    "trusted_targets",
     "write_config",
     "write_json",
     "write_provenance",

@@ -1,4 +1,4 @@
-"""Finds the runs under a directory and reads them, whatever state they are in. Imports no torch."""
+"""Find the runs under a directory and read what they hold, whatever state they are in. Imports no torch."""
 
 import io
 import json
@@ -16,25 +16,26 @@ import yaml
 
 from ddpm.errors import UserError
 from ddpm.runs.files import read_json
+from ddpm.runs.nearby import runs_nearby, suggest
 from ddpm.runs.run import BEST, LAST, is_locked
 from ddpm.runs.saved_config import comparable, is_below
 
 Value = int | float | str | None
-"""of a setting; lists and the like as JSON; None where a config does not have it"""
+"""value of a setting. Lists and other types are JSON text; None if a config lacks the setting"""
 
-SET_ASIDE = re.compile(r"\.before-\d{8}-\d{6}$")  # what restart=true leaves of the run before
-WITHIN_A_RUN = ("status.json", "config.yaml")
+SET_ASIDE = re.compile(r"\.before-\d{8}-\d{6}$")  # the name that restart=true gives to the old run
+FILES_OF_A_RUN = ("status.json", "config.yaml")
 
 
 class Curve(NamedTuple):
-    """A metric over training."""
+    """A metric over the training steps."""
 
     steps: list[int]
     values: list[float]
 
 
 class Samples(NamedTuple):
-    """A picture of samples, drawn during training."""
+    """A picture of samples that was drawn during training."""
 
     step: int
     png: bytes
@@ -42,72 +43,63 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's directory says of it."""
+    """The content of a run's directory."""
 
     directory: Path
     state: str
-    """that of status.json; "stopped" where it says running and no process is; "unreadable", or "absent" """
+    """state in status.json; "stopped" if it says running but no process runs; "unreadable" or "absent" """
     step: int | None = None
-    """optimizer steps"""
+    """optimizer steps done"""
     seconds: float | None = None
-    """of training"""
+    """training time"""
     error: str | None = None
-    """why it failed, and what cannot be read"""
+    """why the run failed, and which files cannot be read"""
     settings: Mapping[str, Value] = field(default_factory=dict)
-    """the leaves of its config that make it another run, by dotted key; empty where that cannot be read"""
+    """leaves of the config that identify the run, by dotted key; empty if config.yaml cannot be read"""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """the newest finite value of each"""
+    """newest value of each metric, if finite"""
     checkpoint: Path | None = None
-    """its best, else its last"""
+    """best checkpoint, else the last one"""
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """The runs at or below the places, each once: directories with status.json and config.yaml.
+    """Return the runs at or below the places, each once: directories with status.json and config.yaml.
 
-    Runs that restart=true moved aside are left out unless a place names them.
+    Runs that restart=true moved aside are left out, unless they are places themselves.
 
     Raises:
-        UserError: a place is not there, or none has a run.
+        UserError: a place does not exist, or there is no run.
     """
     places = list(places)
     for place in places:
         if not place.is_dir():
-            raise UserError(f"there is no directory {place}{_nearby(place)}")
+            raise UserError(f"there is no directory {place}{_suggest_folders(place)}")
     runs: dict[Path, Path] = {}
     for run in chain.from_iterable(map(_runs_below, places)):
         runs.setdefault(run.resolve(), run)
     if not runs:
         where = " and ".join(map(str, places))
+        files = " and ".join(FILES_OF_A_RUN)
         raise UserError(
-            f"there is no run in {where}: no directory at any depth with {' and '.join(WITHIN_A_RUN)}"
-            + _nearby(places[0].parent)
+            f"there is no run in {where}: no directory at any depth with {files}{_suggest_folders(places[0].parent)}"
         )
     return list(runs.values())
 
 
 def _runs_below(top: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(top):
-        if set(WITHIN_A_RUN) <= set(files):
+        if set(FILES_OF_A_RUN) <= set(files):
             subfolders.clear()
             yield Path(folder)
         subfolders[:] = sorted(name for name in subfolders if not (name.startswith(".") or SET_ASIDE.search(name)))
 
 
-def _nearby(place: Path, limit: int = 5) -> str:
-    """For an error's message: folders of runs, under the nearest folder above that exists.
-
-    Under outputs/ where that is the current folder or one above it, which may hold anything.
-    """
-    folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
-    if Path.cwd().is_relative_to(folder.resolve()):
-        folder = Path("outputs")
-    files = [file for depth in range(5) for file in sorted(folder.glob("*/" * depth + "status.json"))]
-    found = dict.fromkeys(str(file.parent.parent) for file in files if (file.parent / "config.yaml").is_file())
-    return f"; nearby: {', '.join(list(found)[:limit])}" if found else ""
+def _suggest_folders(place: Path) -> str:
+    return suggest(run.parent for run in runs_nearby(place, "status.json"))
 
 
 def read_run(directory: Path) -> RunRecord:
-    """A run as it stands; what is missing or damaged is said in the record, never raised."""
+    """Return the record of a run. Files that are missing or damaged are named in its `error`, never raised."""
     status, metrics = read_json(directory / "status.json"), read_json(directory / "metrics.json")
     settings = _read_settings(directory / "config.yaml")
     contents = {"status.json": status, "metrics.json": metrics, "config.yaml": settings}
@@ -131,13 +123,14 @@ def read_run(directory: Path) -> RunRecord:
 def _state(directory: Path, status: Mapping[str, Any]) -> str:
     if not status:
         return "unreadable" if (directory / "status.json").exists() else "absent"
-    here = status.get("host") == socket.gethostname()  # of another machine's processes the lock may not tell
+    here = status.get("host") == socket.gethostname()  # the lock may say nothing about processes of another machine
     if status.get("state") == "running" and here and not is_locked(directory):
         return "stopped"
     return str(status.get("state", "unreadable"))
 
 
 def _number(value: Any) -> float | None:
+    """Return a finite number unchanged, None for everything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_number else None
 
@@ -150,17 +143,20 @@ def _read_settings(path: Path) -> dict[str, Value]:
     if not isinstance(config, dict) or not isinstance(config.get("paths"), dict):
         return {}
     ignored = ["paths", "not_identity", *(config.get("not_identity") or [])]
-    return {key: _plain(value) for key, value in comparable(config).items() if not is_below(key, ignored)}
+    return {key: _as_value(value) for key, value in comparable(config).items() if not is_below(key, ignored)}
 
 
-def _plain(value: Any) -> Value:
+def _as_value(value: Any) -> Value:
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return value
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
-    """Those of the metrics that are in a run's TensorBoard events; of steps that were made again, the later ones."""
+    """Return the curves of those metrics that are in a run's TensorBoard events.
+
+    Steps that were repeated after a resume have the values of the last repetition.
+    """
     from tensorboard.backend.event_processing.directory_watcher import (  # type: ignore[import-untyped]
         DirectoryDeletedError,
     )
@@ -169,22 +165,22 @@ def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
     )
     from tensorboard.util import tb_logging  # type: ignore[import-untyped]
 
-    tb_logging.get_logger().setLevel("ERROR")  # it warns of those steps
+    tb_logging.get_logger().setLevel("ERROR")  # it warns of repeated steps
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 1})
     try:
         events.Reload()
     except DirectoryDeletedError:
         return {}
-    there = set(events.Tags()["scalars"]).intersection(metrics)
+    found = set(events.Tags()["scalars"]).intersection(metrics)
     return {
         name: Curve([event.step for event in events.Scalars(name)], [event.value for event in events.Scalars(name)])
         for name in metrics
-        if name in there
+        if name in found
     }
 
 
 def newest_samples(directory: Path) -> Samples | None:
-    """The newest picture of samples that is whole: a run may be writing one."""
+    """Return the newest complete picture of samples. The run may be writing another one."""
     from PIL import Image
 
     for path in sorted((directory / "samples").glob("samples-step-*.png"), reverse=True):

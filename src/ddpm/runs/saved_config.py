@@ -1,26 +1,28 @@
-"""The resolved config that a run's directory holds."""
+"""The resolved config in a run's directory."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ddpm.config import leaves
 from ddpm.errors import UserError
 from ddpm.runs.files import replace_file
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> str:
-    """Write config.yaml, and return its text."""
+    """Write config.yaml and return its text."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     replace_file(directory / "config.yaml", text.encode())
     return text
 
 
 def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: Collection[str]) -> None:
-    """Raise a UserError that shows the difference if the directory holds a run of another config.
+    """Raise UserError with the difference if the directory holds a run with another config.
 
-    Keys in `not_identity`, and all below them, may differ, and so may the folders in `paths` wherever they occur.
+    The keys in `not_identity` and all keys below them may differ. So may the folders in `paths`, also where other
+    values contain them.
     """
     path = directory / "config.yaml"
     if not path.is_file():
@@ -30,7 +32,7 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
     except (yaml.YAMLError, UnicodeDecodeError):
         saved = None
     if not isinstance(saved, dict):
-        raise UserError(f"{path} is damaged: remove it to continue the run as its checkpoints are.")
+        raise UserError(f"{path} is damaged: remove it to continue the run from its checkpoints.")
     old, new = comparable(saved), comparable(config)
     lines = [
         f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
@@ -41,14 +43,17 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
         difference = "\n".join(lines)
         raise UserError(
             f"{directory} holds a run with another config:\n{difference}\n"
-            "Run with the old settings to continue it, or with restart=true to move it aside and begin again."
+            "Use the old settings to continue that run, or restart=true to move it aside and start from step 0."
         )
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a config with the folders of `paths` replaced by their names: a run may have been moved."""
+    """Return the leaves of a config by dotted key, with the folders of `paths` replaced by their names.
+
+    So a run that was moved still has the same config.
+    """
     folders = {str(folder): name for name, folder in (config.get("paths") or {}).items() if folder}
-    values = leaves(config)
+    values = dict(leaves(config))
     for folder in sorted(folders, key=len, reverse=True):
         for key, value in values.items():
             if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
@@ -56,18 +61,6 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def leaves(node: Any) -> dict[str, Any]:
-    """Dotted key to value, of everything in nested dicts that is not a dict."""
-
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, Mapping) and node:
-            for key, value in node.items():
-                yield from walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            yield prefix, node
-
-    return dict(walk(node, ""))
-
-
 def is_below(key: str, parents: Collection[str]) -> bool:
+    """Return whether a dotted key is one of the parents or below one of them."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

@@ -1,4 +1,4 @@
-"""What a run writes about itself: status.json, metrics.json, provenance.json."""
+"""The JSON files that a run writes about itself: status.json, metrics.json, provenance.json."""
 
 import json
 import math
@@ -19,20 +19,21 @@ from ddpm.runs.files import read_json, replace_file
 
 State = Literal["running", "finished", "failed", "interrupted", "pruned"]
 INTERRUPTED = 75
-"""the exit code of a run that was asked to stop, and goes on by the same command: EX_TEMPFAIL"""
+"""exit code of a run that was asked to stop and that the same command continues: EX_TEMPFAIL"""
 
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
 def now() -> str:
-    """The local time with its offset, to the second (ISO 8601)."""
+    """Return the local time with its UTC offset, to the second (ISO 8601)."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace `path` in one step: whenever it is read, it is the old file or the new one, whole.
+    """Replace `path` in one step: a reader finds the old file or the new one, complete.
 
-    Tensors and arrays become numbers and lists, paths strings; NaN and infinity, which JSON lacks, null.
+    Tensors and arrays become numbers and lists, and paths become strings. NaN and infinity become null: JSON has
+    neither.
     """
     text = json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n"
     replace_file(path, text.encode())
@@ -58,40 +59,32 @@ class Status:
 
     state: State = "running"
     step: int = 0
-    """optimizer steps"""
+    """optimizer steps done"""
     epoch: int = 0
-    """epochs of the data that are complete"""
+    """complete epochs of the data"""
     seconds: float = 0.0
-    """of training, over all processes that went on with the run"""
+    """training time, summed over all processes that continued the run"""
     started: str = field(default_factory=now)
     updated: str = field(default_factory=now)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     error: str | None = None
-    checkpoints: dict[str, list[str]] = field(default_factory=dict)
-    """SHA-256 of each checkpoint file: of the one written last, and of the one before, until that is replaced"""
 
     @classmethod
     def read(cls, run: Path) -> Self | None:
-        """The status of the run in this directory, None where there is none that can be read."""
+        """Return the status of the run in this directory, None if status.json is absent or unreadable."""
         known = {field.name for field in fields(cls)}
         saved = {name: value for name, value in read_json(run / "status.json").items() if name in known}
-        if not saved:
-            return None
-        status = cls(**saved)
-        digests: Any = status.checkpoints  # a file may say anything
-        digests = digests.items() if isinstance(digests, dict) else []
-        status.checkpoints = {name: known for name, known in digests if isinstance(known, list)}
-        return status
+        return cls(**saved) if saved else None
 
     def write(self, run: Path) -> None:
-        """Write status.json into the run's directory, with the time of now in `updated`."""
+        """Write status.json into the run's directory and set `updated` to the current time."""
         self.updated = now()
         write_json(run / "status.json", asdict(self))
 
 
 def write_provenance(folder: Path, device: str, **more: Any) -> None:
-    """Write provenance.json; what an earlier process wrote there is kept in it, as `earlier`, newest first."""
+    """Write provenance.json. The records of earlier processes stay in it under `earlier`, newest first."""
     path = folder / "provenance.json"
     before = read_json(path)
     earlier = [before, *before.pop("earlier", [])] if before else []
@@ -99,7 +92,7 @@ def write_provenance(folder: Path, device: str, **more: Any) -> None:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Where a result comes from: code, versions, device, command line, host and time."""
+    """Return where a result comes from: code, versions, device, command line, host and time."""
     return {
         "git": git_state(Path(__file__).resolve().parents[1]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -112,9 +105,9 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
-    """Commit, diff and untracked files of the clone that these files are in; None if git does not track them.
+    """Return commit, diff and untracked files of the clone that tracks `package`, None if git does not track it.
 
-    So a package installed in an environment inside another project's clone is not taken for that project.
+    A package installed in a virtual environment inside another project's clone is untracked: None.
     """
     if not _git(package, "ls-files", "."):
         return None

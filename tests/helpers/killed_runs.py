@@ -1,0 +1,110 @@
+"""Kills a real `ddpm train` with kill -9, runs the same command again, and compares every bit of the results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+TIMED = ("images/s",)
+"""measured times: two runs have them at the same steps, with different values"""
+STEP = "TEST_KILL_AT_STEP"
+"""environment variable: the optimizer step before which `KillAtStep` kills its process"""
+
+
+class KillAtStep(L.Callback):
+    """Sends SIGKILL to its own process: a kill at an exact moment. Does nothing where `STEP` is not set."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if str(trainer.global_step) == os.environ.get(STEP):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(
+    folder: Path, *arguments: str, kill_at: int | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `ddpm train ARGUMENTS…` in `folder`. It is killed after `kill_at` optimizer steps, if that is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **(env or {})}
+    path = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    if kill_at is not None:
+        environment[STEP] = str(kill_at)
+    return subprocess.run(
+        [sys.executable, "-m", "ddpm", "train", *arguments, "+callbacks.kill._target_=killed_runs.KillAtStep"],
+        cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+def run_directory(folder: Path) -> Path:
+    """The one run below `folder`/outputs."""
+    (directory,) = (path.parent for path in folder.glob("outputs/train/*/*/config.yaml"))
+    return directory
+
+
+def check_exact_resume(
+    folder: Path, *arguments: str, kill_at: Sequence[int], env: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
+    """Train once without a stop and once with a kill -9 at each step of `kill_at`; assert that the results are equal.
+
+    The same command is run until the run ends. Set checkpoint.every_steps below the first of `kill_at`, and not to a
+    divisor of it: then steps after the last checkpoint are made, and logged, twice.
+
+    Returns:
+        The directories of the undisturbed run and of the killed one.
+    """
+    whole, killed = folder / "undisturbed", folder / "killed"
+    done = train(whole, *arguments, env=env)
+    assert done.returncode == 0, done.stderr
+    for step in kill_at:
+        done = train(killed, *arguments, kill_at=step, env=env)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    done = train(killed, *arguments, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Continuing from step" in done.stdout
+    runs = run_directory(whole), run_directory(killed)
+    assert differences(*map(final_state, runs)) == []
+    return runs
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    """What a run ends with: weights, moving average, optimizer, schedule, TensorBoard's curves, metrics.json."""
+    state: dict[str, Any] = {}
+    for path in sorted((run / "checkpoints").glob("*.ckpt")):
+        if path.stem != "previous":  # its step depends on when the run was stopped
+            checkpoint = torch.load(path, weights_only=True)
+            parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+            state[path.stem] = {part: checkpoint[part] for part in parts}
+    assert "last" in state
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+    for tag in events.Tags()["scalars"]:
+        state[tag] = [(event.step, None if tag in TIMED else event.value) for event in events.Scalars(tag)]
+    for tag in events.Tags()["images"]:
+        state[tag] = [(event.step, event.encoded_image_string) for event in events.Images(tag)]
+    metrics = json.loads((run / "metrics.json").read_text())
+    state["metrics"] = {name: value for name, value in metrics.items() if name not in TIMED}
+    state["leftovers"] = [str(path) for path in run.rglob(".*.tmp")]
+    return state
+
+
+def differences(expected: Any, found: Any, path: str = "") -> list[str]:
+    """Where two nested structures of tensors and plain values differ in any bit."""
+    if isinstance(expected, torch.Tensor):
+        return [] if torch.equal(expected, found) else [path]
+    if isinstance(expected, dict):
+        if expected.keys() != found.keys():
+            return [f"{path}: keys {sorted(expected.keys() ^ found.keys(), key=str)}"]
+        return [d for key in expected for d in differences(expected[key], found[key], f"{path}/{key}")]
+    if isinstance(expected, (list, tuple)):
+        if len(expected) != len(found):
+            return [f"{path}: length {len(expected)} became {len(found)}"]
+        pairs = zip(expected, found, strict=True)
+        return [d for i, pair in enumerate(pairs) for d in differences(*pair, f"{path}/{i}")]
+    return [] if expected == found else [f"{path}: {expected!r:.100} became {found!r:.100}"]
