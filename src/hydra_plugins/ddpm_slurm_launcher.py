@@ -1,22 +1,25 @@
-"""Hydra looks for launchers in the package `hydra_plugins` alone; this one's code is `ddpm.launch.slurm_queue`."""
+"""Our Slurm launcher for Hydra, which looks for launchers only in the package `hydra_plugins`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
 class SlurmLauncher(Launcher):
-    """Jobs in Slurm's queue; its settings are in conf/hydra/launcher/slurm.yaml."""
+    """Puts jobs into Slurm's queue. The settings are in conf/hydra/launcher/slurm.yaml."""
 
-    def __init__(self, **settings: Any):
-        self.settings = settings
+    config: DictConfig
 
-    def setup(self, **context: Any) -> None:
-        self.context = context
+    def __init__(self, **settings: object):
+        pass  # read from the config
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from ddpm.launch.slurm_queue import launch
 
-        return launch(self.settings, self.context, job_overrides, initial_job_idx)
+        return launch(self.config, job_overrides)

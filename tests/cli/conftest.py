@@ -1,12 +1,17 @@
-"""The real program in a subprocess, with one more command: `toy`, whose task fails as it is told to."""
+"""The real program with one more command, `toy`. It does what its config says, and never imports torch."""
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+import ddpm.commands
+from ddpm.__main__ import main
 
 TOY_CONFIG = """\
 defaults:
@@ -20,14 +25,15 @@ dry_run: false
 ckpt: outputs/a
 """
 
-TOY_TASK = """\
+TOY_COMMAND = """\
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
-from ddpm.errors import UserError
 from ddpm.commands.command import Plan
+from ddpm.errors import UserError
 
 
 def plan(cfg):
@@ -42,29 +48,50 @@ def run(cfg):
     if cfg.how == "broken" or cfg.seed == 13:
         raise ZeroDivisionError(f"seed {cfg.seed}")
     if cfg.how == "interrupted":
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore SIGINT
         os.kill(os.getpid(), signal.SIGINT)
-    if cfg.how == "telling":
-        print("swept:", os.environ["DDPM_SWEPT_KEYS"])
-    logging.getLogger("toy").info(f"done with {cfg.speed.num_steps} steps, seed {cfg.seed}")
+    if cfg.how == "waiting":
+        signal.signal(signal.SIGTERM, stop)
+        print("waiting", flush=True)
+        while True:
+            signal.pause()
+    swept = os.environ["DDPM_SWEPT_KEYS"]
+    logging.getLogger("toy").info(f"done with {cfg.speed.num_steps} steps, seed {cfg.seed}, swept {swept}")
+
+
+def stop(number, frame):
+    Path("stopped").touch()
+    sys.exit(75)
 """
 
-# Starts ddpm as its console script does, with the one line that adds a command and a folder of configs.
+# Python imports this module at its start, if it is on the path: so the processes that ddpm starts know the command too.
+SITE_CUSTOMIZE = """\
+import atexit
+import os
+import sys
+
+import ddpm.commands
+
+
+def check_imports():
+    heavy = {"torch", "lightning", "torchvision"} & sys.modules.keys()
+    if heavy:
+        print(f"{heavy} were imported", file=sys.stderr)
+
+
+ddpm.commands.COMMANDS["toy"] = "a command for tests"
+ddpm.commands.__path__.append(os.path.dirname(__file__))
+atexit.register(check_imports)
+"""
+
 START = """\
 #!{python}
 import sys
-import ddpm.commands
-from ddpm import __main__ as program
-program.COMMANDS["toy"] = "a task for tests"
-ddpm.commands.__path__.append({tasks!r})
-sys.argv[0] = "ddpm"
-if len(sys.argv) > 1:
-    sys.argv += ["--config-dir", {config!r}]
-try:
-    program.main()
-finally:
-    heavy = {{"torch", "lightning", "torchvision"}} & sys.modules.keys()
-    assert not heavy, f"{{heavy}} were imported"
+
+from ddpm.__main__ import main
+
+sys.argv = ["ddpm", *sys.argv[1:], "--config-dir", {config!r}]
+main()
 """
 
 
@@ -72,29 +99,78 @@ class Run(Protocol):
     def __call__(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]: ...
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """`run("ddpm", *arguments, **environment)` in the empty folder tmp_path/work, that `ddpm` on the PATH.
-
-    The program fails if torch was imported.
-    """
-    config, tasks, start = tmp_path / "conf", tmp_path / "tasks", tmp_path / "bin" / "ddpm"
-    for folder in (config / "speed", tasks, start.parent, tmp_path / "work"):
-        folder.mkdir(parents=True)
-    (config / "toy.yaml").write_text(TOY_CONFIG)
-    (config / "toy_without.yaml").write_text(TOY_CONFIG.replace("outputs/a", "???"))
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the toy command, its config in conf/, and a program `ddpm` in bin/."""
+    folder = tmp_path_factory.mktemp("toy")
+    for name in ("conf/speed", "bin"):
+        (folder / name).mkdir(parents=True)
+    (folder / "conf" / "toy.yaml").write_text(TOY_CONFIG)
+    (folder / "conf" / "toy_without.yaml").write_text(TOY_CONFIG.replace("outputs/a", "???"))
     for name, steps in (("slow", 1000), ("fast", 10)):
-        (config / "speed" / f"{name}.yaml").write_text(f"num_steps: {steps}\n")
-    (tasks / "toy.py").write_text(TOY_TASK)
-    start.write_text(START.format(python=sys.executable, tasks=str(tasks), config=str(config)))
-    start.chmod(0o755)
+        (folder / "conf" / "speed" / f"{name}.yaml").write_text(f"num_steps: {steps}\n")
+    (folder / "toy.py").write_text(TOY_COMMAND)
+    (folder / "sitecustomize.py").write_text(SITE_CUSTOMIZE)
+    program = folder / "bin" / "ddpm"
+    program.write_text(START.format(python=sys.executable, config=str(folder / "conf")))
+    program.chmod(0o755)
+    return folder
 
-    def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        env = {k: v for k, v in os.environ.items() if k not in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE")}
-        env |= {
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            "PATH": f"{start.parent}:{env['PATH']}",
-        } | environment
-        return subprocess.run(command, cwd=tmp_path / "work", env=env, capture_output=True, text=True, timeout=120)
+
+@pytest.fixture(scope="session")
+def environment(toy: Path) -> dict[str, str]:
+    """The environment in which `ddpm` is the program with the toy command."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE")}
+    return env | {
+        "PATH": f"{toy / 'bin'}:{env['PATH']}",
+        "PYTHONPATH": str(toy),
+        "XDG_CACHE_HOME": str(toy / "cache"),
+    }
+
+
+@pytest.fixture(scope="session")
+def work(toy: Path) -> Path:
+    """The empty folder in which `run` starts its processes. Nothing may be left there."""
+    folder = toy / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(environment: dict[str, str], work: Path) -> Run:
+    """`run("ddpm", *arguments, **environment)` in a process. It reports on stderr if torch was imported."""
+
+    def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=work, env=environment | more, capture_output=True, text=True, timeout=120)
 
     return run
+
+
+@pytest.fixture
+def ddpm_here(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """`ddpm_here(*arguments)` runs the program in this process, for what needs no process of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(toy / "cache"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setitem(ddpm.commands.COMMANDS, "toy", "a command for tests")
+    monkeypatch.setattr(ddpm.commands, "__path__", [*ddpm.commands.__path__, str(toy)])
+    handlers = logging.root.handlers[:]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        if arguments[:1] == ("toy",):
+            arguments = (*arguments, "--config-dir", str(toy / "conf"))
+        monkeypatch.setattr(sys, "argv", ["ddpm", *arguments])
+        code: int | str | None = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        if isinstance(code, str):  # Python prints it and exits with 1
+            code, err = 1, f"{err}{code}\n"
+        return subprocess.CompletedProcess(arguments, code or 0, out, err)
+
+    yield run
+    logging.root.handlers[:] = handlers

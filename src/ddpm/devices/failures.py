@@ -1,6 +1,5 @@
 """What went wrong on a device or between the processes, in errors that torch raises for many reasons."""
 
-import gc
 import os
 
 import torch
@@ -17,13 +16,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_lost_process(error: BaseException) -> bool:
     """Whether another of the processes that work together is gone."""
     return isinstance(error, dist.DistError) or "Connection closed by peer" in str(error) or "gloo" in str(error)
-
-
-def release_memory() -> None:
-    """Free what no longer is in use, circles of references and what torch keeps for later too."""
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
 
 
 def total_memory(device: torch.device) -> int:

@@ -1,163 +1,155 @@
-"""A sweep's jobs in the queue of Slurm, through submitit: put there as an array, and watched. Imports no torch."""
+"""The jobs of a sweep in Slurm's queue: submitit submits them as one array, and `wait` follows them. No torch here."""
 
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, install_hint
+from ddpm.launch.jobs import job_arguments
 
-FORGOTTEN = "FORGOTTEN"  # by Slurm, some minutes after its end
+UNKNOWN = "UNKNOWN"  # Slurm forgets a job some minutes after its end
 ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", FORGOTTEN,
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", UNKNOWN,
 }  # fmt: skip
-PATIENCE = 15.0  # seconds until a file that another node has written must be seen here
-# The settings that submitit has for all schedulers; it wants the others with a prefix.
+FILE_DELAY = 15.0  # seconds until a file that another node has written is surely visible here
 GPUS = ("cuda", "xpu")
+# Settings that submitit has for every scheduler. All other settings need the prefix "slurm_".
 GENERAL = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
 
 
 @dataclass
-class SweepJob:
-    """What submitit pickles, and calls in each of the job's processes.
+class SlurmJob:
+    """One job, pickled by submitit and called in each process that srun starts for the job.
 
-    Where the plugin's call returns that the job failed, this raises, so that the process ends with an error: Slurm
-    and the job's other processes must hear of it.
+    So these processes are the job's own, and it starts no further ones.
     """
 
-    plugin: Any
-    overrides: Sequence[str]
-    number: int
-    singletons: dict[type, Singleton]
+    arguments: list[str]
+    """the command line after `ddpm`"""
 
-    def __call__(self) -> JobReturn:
-        done: JobReturn = self.plugin(self.overrides, "hydra.sweep.dir", self.number, str(self.number), self.singletons)
-        _ = done.return_value  # raises what the job raised
-        return done
+    def __call__(self) -> None:
+        from ddpm.launch.composition import run_with_hydra
+
+        command, *rest = self.arguments
+        run_with_hydra(command, ["--config-name", command, *rest])
 
     def checkpoint(self) -> Any:
-        """The same again: submitit asks when it puts the job back into the queue. The run has its own checkpoint."""
+        """The call to make when submitit requeues the job: the same one, because the run has its own checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def launch(
-    settings: Mapping[str, Any], context: Mapping[str, Any], job_overrides: Sequence[Sequence[str]], first_number: int
-) -> list[JobReturn]:
-    """Submit the jobs as one array and wait until all have ended, showing how each fares.
+def launch(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Submit the jobs as one array, print how each proceeds, and return when all have ended.
 
-    hydra-submitit-launcher does what a job does. Its own waiting ends at the first job that failed, and never for a
-    job that was killed where Slurm keeps no accounts.
+    submitit's own waiting never ends for a job that was killed if Slurm keeps no accounting records.
 
     Args:
-        settings: those of conf/hydra/launcher/slurm.yaml.
-        context: what Hydra tells a launcher at its set-up.
+        config: the config of the sweep, with Hydra's part; `hydra.launcher` is conf/hydra/launcher/slurm.yaml.
+        job_overrides: the overrides of each job.
 
     Raises:
-        UserError: submitit is missing, or Slurm does not take such jobs.
+        UserError: submitit is not installed, or Slurm refuses the jobs.
     """
     try:
-        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher  # type: ignore[import-untyped]
         from submitit import AutoExecutor
         from submitit.core.utils import FailedJobError
     except ModuleNotFoundError as error:
-        raise UserError(f"{error}: hydra/launcher=slurm needs it, pip install -e '.[slurm]'") from error
-    plugin = SlurmLauncher()
-    plugin.setup(**context)
-    calls = [
-        SweepJob(plugin, list(overrides), number, Singleton.get_state())
-        for number, overrides in enumerate(job_overrides, first_number)
-    ]
-    options: dict[str, Any] = {
-        key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in settings.items()
-    }
+        raise UserError(f"{error}: hydra/launcher=slurm needs it, {install_hint('slurm')}") from error
+    options: dict[str, Any] = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
+    del options["_target_"]
     folder, timeouts = options.pop("submitit_folder"), options.pop("max_num_timeout")
-    if options["gpus_per_node"] is None and OmegaConf.select(context["config"], "trainer.accelerator") in GPUS:
+    if options["gpus_per_node"] is None and OmegaConf.select(config, "trainer.accelerator") in GPUS:
         options["gpus_per_node"] = options["tasks_per_node"]
-    options["srun_args"] = ["--kill-on-bad-exit=1"]  # one process alone would wait for the others for long
+    options["srun_args"] = ["--kill-on-bad-exit=1"]  # if one process fails, the others would wait for it
     try:
         executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
         executor.update_parameters(**{k if k in GENERAL else f"slurm_{k}": v for k, v in options.items()})
-        jobs = executor.submit_array(calls)
+        jobs = executor.submit_array([SlurmJob(job_arguments(config.hydra, job)) for job in job_overrides])
     except (FailedJobError, RuntimeError, NameError, AssertionError) as error:
         raise UserError(f"hydra/launcher=slurm: {error}") from error
-    number, shared = jobs[0].job_id.split("_")[0], set(job_overrides[0]).intersection(*job_overrides)
-    own = [[override for override in overrides if override not in shared] for overrides in job_overrides]
-    print(f"{len(jobs)} in Slurm's queue as {number}, logs in {jobs[0].paths.folder.parent}", flush=True)
+    array = jobs[0].job_id.split("_")[0]
+    print(f"{len(jobs)} in Slurm's queue as {array}, logs in {jobs[0].paths.folder.parent}", flush=True)
+    shared = set(job_overrides[0]).intersection(*job_overrides)
+    names = [
+        " ".join([job.job_id, *(override for override in overrides if override not in shared)])
+        for job, overrides in zip(jobs, job_overrides, strict=True)
+    ]
     try:
-        return wait([WaitedFor(job, " ".join([job.job_id, *o])) for job, o in zip(jobs, own, strict=True)])
+        return wait([QueuedJob(job, name) for job, name in zip(jobs, names, strict=True)])
     except KeyboardInterrupt:
-        print(f"\nthe jobs go on without this command: `scancel {number}` stops them.", file=sys.stderr)
+        print(f"\nthe jobs continue without this command; `scancel {array}` stops them.", file=sys.stderr)
         raise
 
 
 @dataclass
-class WaitedFor:
-    """A job of submitit's in the queue."""
+class QueuedJob:
+    """A job that submitit has submitted."""
 
     job: Any
+    """submitit's object"""
     name: str
     state: str = ""
+    """in the queue, as of the last poll"""
     since: float = 0.0
-    outcome: JobReturn | None = None
+    """when the state was new, in seconds of the monotonic clock"""
+    result: JobReturn | None = None
+    """set when the job has ended"""
 
-    def look(self, state: str) -> None:
-        """Show what is new, and set the outcome once the job has left a result or was ended without.
+    def poll(self, state: str) -> None:
+        """Print a new state of the job; once it has left its result, or was ended without one, set `result`.
 
         Args:
-            state: the job's in the queue.
+            state: the job's state in the queue.
         """
         is_new = state != self.state
         if is_new:
             self.state, self.since = state, time.monotonic()
-        was_ended = state in ENDED and time.monotonic() - self.since > PATIENCE
-        if was_ended or self.job.task(0).paths.result_pickle.exists():
-            self.outcome = self.result()
-            finished = self.outcome.status == JobStatus.COMPLETED
-            print(f"{self.name}: {'finished' if finished else f'failed: {self.outcome._return_value}'}", flush=True)
+        has_ended = state in ENDED and time.monotonic() - self.since > FILE_DELAY
+        if has_ended or self.job.task(0).paths.result_pickle.exists():
+            error = self.read_error()
+            self.result = JobReturn(status=JobStatus.FAILED if error else JobStatus.COMPLETED)
+            self.result.return_value = UserError(error) if error else None
+            print(f"{self.name}: {f'failed: {error}' if error else 'finished'}", flush=True)
         elif is_new and state not in ENDED:
             print(f"{self.name}: {state.lower()}", flush=True)
 
-    def result(self) -> JobReturn:
-        """What the job's processes have left, with an error of any of them as the job's."""
+    def read_error(self) -> str | None:
+        """The error of any of the job's processes; None if the job finished."""
         paths = [self.job.task(i).paths for i in range(self.job.num_tasks)]
-        left = [pickle.loads(path.result_pickle.read_bytes()) for path in paths if path.result_pickle.exists()]
-        # submitit keeps the traceback's text, of which our own errors need the message alone.
-        errors = [text.rpartition(f"{UserError.__module__}.UserError: ")[2] for kind, text in left if kind == "error"]
-        if not errors and paths[0].result_pickle.exists():
-            done: JobReturn = left[0][1]
-            return done
-        if not errors:
+        results = [pickle.loads(path.result_pickle.read_bytes()) for path in paths if path.result_pickle.exists()]
+        # submitit keeps the text of the traceback. Of a UserError only the message matters.
+        marker = f"{UserError.__module__}.{UserError.__name__}: "
+        errors = [text.rpartition(marker)[2] for kind, text in results if kind == "error"]
+        if not errors and not paths[0].result_pickle.exists():
             log = paths[0].stderr.read_text().splitlines() if paths[0].stderr.exists() else []
             errors = ["\n".join([f"Slurm says it is {self.state}; its log {paths[0].stderr} ends with", *log[-5:]])]
-        failed = JobReturn(status=JobStatus.FAILED)
-        failed.return_value = UserError("\n".join(dict.fromkeys(errors)).strip())
-        return failed
+        return "\n".join(dict.fromkeys(errors)).strip() or None
 
 
-def wait(jobs: Sequence[WaitedFor], interval: float = 2.0) -> list[JobReturn]:
-    """The outcome of each job, once all have one."""
+def wait(jobs: Sequence[QueuedJob], interval: float = 2.0) -> list[JobReturn]:
+    """Poll the queue until all jobs have ended; return their results."""
     while True:
-        states = queue()
+        states = read_queue()
         for job in jobs:
-            if states is not None and job.outcome is None:
-                job.look(states.get(job.job.job_id, FORGOTTEN))
-        outcomes = [job.outcome for job in jobs if job.outcome is not None]
-        if len(outcomes) == len(jobs):
-            return outcomes
+            if states is not None and job.result is None:
+                job.poll(states.get(job.job.job_id, UNKNOWN))
+        results = [job.result for job in jobs if job.result is not None]
+        if len(results) == len(jobs):
+            return results
         time.sleep(interval)
 
 
-def queue() -> dict[str, str] | None:
-    """The state of each job of the user's that Slurm knows; None where Slurm does not answer, as when it restarts."""
+def read_queue() -> dict[str, str] | None:
+    """The state of each job of this user; None if Slurm does not answer, for example while it restarts."""
     command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T"]
     done = subprocess.run(command, capture_output=True, text=True)
     return None if done.returncode else dict(line.split("|") for line in done.stdout.split())

@@ -1,16 +1,15 @@
-"""A sweep: many jobs of one command, checked before the first one starts, compared after the last one.
+"""A sweep: many jobs of one command. All jobs are checked before the first one starts, and compared after the last.
 
-Imports no torch; the commands that are checked do.
+This module imports no torch; the commands that it checks do.
 """
 
-import importlib
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -18,109 +17,123 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 from ddpm.commands import display
-from ddpm.commands.command import Plan
+from ddpm.commands.command import Command, Plan
 from ddpm.errors import UserError
-from ddpm.launch.jobs import as_current_job, check_values, job_name
+from ddpm.launch.hydra_internals import as_current_job
+from ddpm.launch.jobs import check_values, job_name, load_command
 from ddpm.runs import SWEPT_KEYS, Run
 from ddpm.runs.run import is_locked
 
 
 def run_sweep(
-    config: DictConfig,
-    swept: Sequence[str],
-    batches: Sequence[Sequence[Sequence[str]]],
-    loader: ConfigLoader,
-    launcher: Launcher,
+    config: DictConfig, overrides: Sequence[Override], loader: ConfigLoader, launcher: Launcher
 ) -> list[JobReturn]:
-    """Check all jobs, launch those that have something to do, and show how all came out.
+    """Check all jobs of a grid, launch those that are not finished, and show all results.
 
     Args:
-        config: the sweep's own, with Hydra's part.
-        swept: the keys with several values.
-        batches: the overrides of each job, in groups that are launched together.
+        config: the config of the sweep, with Hydra's part.
+        overrides: the overrides of the sweep; the jobs are all combinations of their values.
 
     Raises:
-        UserError: a job cannot be, and nothing was started; or some failed, after all had their turn. What another
-            process was training when its turn came has not.
+        UserError: a job is impossible, and nothing was started; or jobs failed, after all had their turn. Jobs held
+            by another process are not failures.
     """
-    task = importlib.import_module(f"ddpm.commands.{config.hydra.job.config_name}")
-    jobs = list(chain.from_iterable(batches))
-    plans = check_jobs(config, jobs, swept, loader, task)
+    command = load_command(config.hydra.job.config_name)
+    swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    jobs = grid(overrides)
+    plans = check_jobs(config, jobs, swept, loader, command)
     if config.get("dry_run"):
         display.plans(zip((job_name(job, swept) for job in jobs), plans, strict=True))
         return []
 
-    if done := sum(plan.is_done for plan in plans):
-        display.console.print(f"{done} of {len(jobs)} jobs were finished before")
+    todo = [(job, plan) for job, plan in zip(jobs, plans, strict=True) if not plan.is_done]
+    if len(todo) < len(jobs):
+        display.console.print(f"{len(jobs) - len(todo)} of {len(jobs)} jobs were finished before")
     returns: list[JobReturn] = []
-    broken: list[tuple[str, Plan]] = []
-    remaining = iter(plans)
-    for batch in batches:
-        todo = [(job, plan) for job, plan in zip(batch, remaining, strict=False) if not plan.is_done]
-        told = [[*job, telling(swept)] for job, _ in todo]
-        results = launcher.launch(told, initial_job_idx=len(returns)) if told else []
-        broken += [
-            (job_name(job, swept), plan)
-            for (job, plan), r in zip(todo, results, strict=True)
-            if r.status != JobStatus.COMPLETED
-        ]
-        returns += results
+    batch_size = config.hydra.sweeper.max_batch_size or max(len(todo), 1)
+    for start in range(0, len(todo), batch_size):
+        batch = [[*job, swept_keys_override(swept)] for job, _ in todo[start : start + batch_size]]
+        returns += launcher.launch(batch, initial_job_idx=start)
 
-    if hasattr(task, "after_sweep"):
-        task.after_sweep(config, plans)
-    if left := [name for name, plan in broken if is_in_other_hands(plan)]:
-        display.console.print(f"Left to other processes, which had them first: {'; '.join(left)}")
-    if failed := [name for name, _ in broken if name not in left]:
+    if hasattr(command, "after_sweep"):
+        command.after_sweep(config, plans)
+    not_completed = [
+        (job_name(job, swept), plan)
+        for (job, plan), result in zip(todo, returns, strict=True)
+        if result.status != JobStatus.COMPLETED
+    ]
+    if elsewhere := [name for name, plan in not_completed if is_done_elsewhere(plan)]:
+        display.console.print(f"Left to other processes, which had them first: {'; '.join(elsewhere)}")
+    if failed := [name for name, _ in not_completed if name not in elsewhere]:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     return returns
 
 
-def is_in_other_hands(plan: Plan) -> bool:
-    """Whether a job that this sweep could not do is, or was, done by another, of the same sweep started twice say."""
+def grid(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each job: all combinations of the values. The last of several overrides of one key counts.
+
+    Raises:
+        UserError: an override is an interval, which has no list of values.
+    """
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [str(override.input_line)]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: a grid needs a list of values; a search takes an interval, "
+                            "with hydra/sweeper=optuna.")  # fmt: skip
+    return [list(job) for job in itertools.product(*choices.values())]
+
+
+def swept_keys_override(swept: Sequence[str]) -> str:
+    """The override that tells a job which keys its sweep varies."""
+    return f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"
+
+
+def is_done_elsewhere(plan: Plan) -> bool:
+    """Whether another process trains the run of a job, or has finished it."""
     finished = plan.steps is not None and Run.read(plan.directory).is_finished(plan.steps)
     return finished or is_locked(plan.directory)
 
 
-def telling(swept: Sequence[str]) -> str:
-    """The override by which a job knows which keys vary."""
-    return f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"
-
-
 def check_jobs(
-    config: DictConfig, jobs: Sequence[Sequence[str]], swept: Sequence[str], loader: ConfigLoader, task: ModuleType
+    config: DictConfig, jobs: Sequence[Sequence[str]], swept: Sequence[str], loader: ConfigLoader, command: Command
 ) -> list[Plan]:
-    """What would become of each job.
+    """Plan each job.
 
     Raises:
-        UserError: names every job whose config does not compose or cannot be built, and jobs that are the same run.
+        UserError: names every job that does not compose or cannot be built, and jobs that are the same run.
     """
     plans: list[Plan] = []
     problems: list[str] = []
-    same: dict[Path, list[str]] = defaultdict(list)
+    names: dict[Path, list[str]] = defaultdict(list)
     for job in track(jobs, "checking the jobs", console=display.console, transient=True, disable=len(jobs) < 2):
         try:
-            plans.append(check_job(config, job, loader, task))
+            plans.append(plan_job(config, job, loader, command))
         except (UserError, HydraException) as error:
             problems.append(f"  {job_name(job, swept)}: {error}")
         else:
-            same[plans[-1].directory].append(job_name(job, swept))
+            names[plans[-1].directory].append(job_name(job, swept))
     problems += [
-        f"  {' and '.join(names)} are the same run, {directory}: what they differ in does not make another"
-        for directory, names in same.items()
-        if len(names) > 1
+        f"  {' and '.join(same)} are the same run, {directory}: they differ only in settings that do not make "
+        "another run"
+        for directory, same in names.items()
+        if len(same) > 1
     ]
     if problems:
-        raise UserError("\n".join(["nothing was started, since not every job can be:", *problems]))
+        raise UserError("\n".join(["nothing was started, because some jobs are impossible:", *problems]))
     return plans
 
 
-def check_job(config: DictConfig, job: Sequence[str], loader: ConfigLoader, task: ModuleType) -> Plan:
-    """What would become of a job.
+def plan_job(config: DictConfig, job: Sequence[str], loader: ConfigLoader, command: Command) -> Plan:
+    """Compose and check one job of a sweep, and return what it would do.
 
     Raises:
         UserError, HydraException: its config does not compose, or cannot be built.
     """
     with as_current_job(loader.load_sweep_config(config, list(job))) as task_config:
         check_values(config.hydra.job.config_name, task_config)
-        plan: Plan = task.plan(task_config)
-        return plan
+        return command.plan(task_config)

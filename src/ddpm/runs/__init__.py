@@ -3,7 +3,6 @@
 from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
 from ddpm.runs.identity import (
     SWEPT_KEYS,
-    TRIAL,
     identity_overrides,
     results_name,
     run_directory,
@@ -17,7 +16,6 @@ from ddpm.runs.status import Status, provenance, write_json, write_provenance
 
 __all__ = [
     "SWEPT_KEYS",
-    "TRIAL",
     "Run",
     "Status",
     "check_same_config",

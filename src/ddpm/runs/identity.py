@@ -14,8 +14,6 @@ from omegaconf import OmegaConf
 MAX_LENGTH = 119  # characters of a name, with its digest
 SWEPT_KEYS = "DDPM_SWEPT_KEYS"
 """environment variable of a sweep's jobs: the keys that the sweep varies, separated by commas"""
-TRIAL = "DDPM_TRIAL"
-"""environment variable of a search's jobs: `<name of the study>:<number of the trial>`"""
 DELETED = "~"  # stands for the value of a key that `~key` removes
 
 _DIGEST = re.compile(r"\.[0-9a-f]{10}$")

@@ -2,7 +2,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import ddpm.launch.search  # noqa: F401  before anything imports optuna: it mutes a warning of that
 from ddpm.config import conf_dir
 from ddpm.launch.search.space import Space
 from ddpm.launch.search.study import Study

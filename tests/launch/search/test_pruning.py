@@ -1,43 +1,64 @@
 """A training that a real study stops."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from optuna.trial import TrialState
 from small import fit, small_model
 
-from ddpm.launch.search.study import RunningTrial
-from ddpm.training.callbacks import LastCheckpoint, StopHopelessTrial
-from ddpm.training.callbacks.pruning import why_stopped
+from ddpm.launch.search.pruning import StopHopelessTrial
+from ddpm.training.callbacks import LastCheckpoint
 
 EVERY = {"limit_val_batches": 1, "val_check_interval": 2}
 
 
-def train(trial, directory, max_steps=6):
-    return fit(small_model(), max_steps, StopHopelessTrial(trial), LastCheckpoint(directory, None, 100, 60), **EVERY)
+@pytest.fixture
+def current(search, monkeypatch):
+    """A study with a median pruner, its space, and a job of the search as Hydra's current job."""
+    study, space = search("hydra.sweeper.pruner.n_startup_trials=1")
+    hydra = type("Hydra", (), {"sweeper": study.settings})
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    return study, space
+
+
+def train(callback: StopHopelessTrial, study, max_steps=6):
+    directory = Path(study.folder) / "a-run"
+    last = LastCheckpoint(directory, None, 100, 60)
+    return fit(small_model(), max_steps, callback, last, default_root_dir=directory, **EVERY)
 
 
 @pytest.mark.parametrize(("others", "steps"), [(-1.0, [2]), (1e9, [2, 4, 6])])
-def test_a_trial_behind_the_others_stops_after_its_validation_and_is_saved(search, tmp_path, others, steps):
-    study, space = search("hydra.sweeper.pruner.n_startup_trials=1")
+def test_a_trial_behind_the_others_stops_after_its_validation_and_is_saved(current, others, steps):
+    study, space = current
     number = study.ask(space).number
     for step in (2, 4, 6):
         study.report(number, step, others)
     study.tell(number, TrialState.COMPLETE, others)
 
-    trainer = train(RunningTrial(study, study.ask(space).number), tmp_path)
+    callback = StopHopelessTrial(study.name, study.ask(space).number)
+    trainer = train(callback, study)
     assert trainer.global_step == steps[-1]
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == steps[-1]
+    checkpoint = study.folder / "a-run" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == steps[-1]
     assert list(study.trials()[1].intermediate_values) == steps
-    assert why_stopped(trainer) == (None if steps[-1] == 6 else "stopped at step 2: behind the search's other trials")
+    assert callback.reason == (None if steps[-1] == 6 else "stopped at step 2: behind the search's other trials")
 
 
-def test_the_last_validation_stops_nothing(search, tmp_path):
-    study, space = search("hydra.sweeper.pruner.n_startup_trials=1")
+def test_the_last_validation_stops_nothing(current):
+    study, space = current
     number = study.ask(space).number
     study.report(number, 2, -1.0)
     study.tell(number, TrialState.COMPLETE, -1.0)
-    assert why_stopped(train(RunningTrial(study, study.ask(space).number), tmp_path, max_steps=2)) is None
+    callback = StopHopelessTrial(study.name, study.ask(space).number)
+    train(callback, study, max_steps=2)
+    assert callback.reason is None
 
 
-def test_a_process_that_does_not_write_reports_nothing(tmp_path):
-    assert train(None, tmp_path).global_step == 6
+def test_a_training_continues_without_its_database(current):
+    study, space = current
+    number = study.ask(space).number
+    (study.folder / "search.db").write_bytes(b"no database")
+    with pytest.warns(UserWarning, match="trial 0 continues, but could not be reported"):
+        assert train(StopHopelessTrial(study.name, number), study, max_steps=2).global_step == 2

@@ -1,0 +1,74 @@
+"""From a command line to a composed config: Hydra does it, and its errors become plain lines."""
+
+import os
+import sys
+import warnings
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm.config import conf_dir
+from ddpm.errors import UserError, install_hint
+from ddpm.launch.jobs import run_job
+
+# By default Ray drops lines that several jobs print, and kills jobs that could be asked to save and to stop.
+RAY = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_kill_child_processes_on_worker_exit": "0",
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "0",
+}
+
+
+def run_with_hydra(command: str | None, arguments: list[str]) -> None:
+    """Hand the arguments to Hydra: one job, a sweep, or an answer of Hydra's own (`--cfg`, `--help`, completion).
+
+    Args:
+        command: the command to run; None if there is none, as with `--hydra-help`.
+
+    Raises:
+        UserError: a mistake of the user, in the config or in a job. Other errors of a job pass unchanged.
+    """
+    mistake: UserError | None = None
+    job_failed = False
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=None)
+    def job(config: DictConfig) -> None:
+        nonlocal mistake, job_failed
+        try:
+            run_job(command, config)
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the launcher must hear that the job failed
+            mistake = error  # raised below, because Hydra would print a line of its own
+        except Exception:
+            job_failed = True
+            raise
+
+    # conf/hydra/launcher/ray.yaml has the name of the plugin's schema, so Hydra checks our file against the schema.
+    warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
+    for name, value in RAY.items():
+        os.environ.setdefault(name, value)
+    sys.argv[1:] = arguments  # Hydra reads them there
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing them
+    try:
+        job()
+    except CompactHydraException as error:
+        if job_failed or debugging():  # raised inside a job: the author of that code needs the traceback
+            raise
+        causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
+        sys.exit("\n".join(str(part).strip() for part in (error, *causes) if str(part).strip()))
+    except RuntimeError as error:  # Hydra did not find the class of a launcher
+        if job_failed or "hydra_ray_launcher" not in str(error):
+            raise
+        raise UserError(f"hydra/launcher=ray needs Ray: {install_hint('ray')}") from error
+    if mistake is not None:
+        raise mistake
+
+
+def debugging() -> bool:
+    """Whether to show the traceback of a user's mistake."""
+    return os.environ.get("DDPM_DEBUG", "0") not in ("", "0")

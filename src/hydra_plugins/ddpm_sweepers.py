@@ -1,0 +1,55 @@
+"""Our sweepers. Hydra looks for sweepers only in the package `hydra_plugins`; the work is in `ddpm.launch`."""
+
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SweeperWithParams(Sweeper):
+    """Base class: sets up the launcher, and parses the overrides of the config and of the command line."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, params: DictConfig | None, **settings: Any):
+        self.params: dict[Any, Any] = dict(params or {})  # `settings` are read from the config
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def parse(self, arguments: list[str]) -> list[Override]:
+        params = [f"{key!s}={values}" for key, values in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return parser.parse_overrides(params + arguments)
+
+
+class CheckedSweeper(SweeperWithParams):
+    """A grid of jobs. All are checked before the first starts, and compared after the last."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from ddpm.launch.sweeps import run_sweep
+
+        return run_sweep(self.config, self.parse(arguments), self.hydra_context.config_loader, self.launcher)
+
+
+class OptunaSweeper(SweeperWithParams):
+    """A search. Optuna chooses the jobs; the same command continues the same study."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from ddpm.errors import UserError, install_hint
+
+        try:
+            from ddpm.launch.search.trials import run_search
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error}: a search needs Optuna, {install_hint('optuna')}") from error
+        return run_search(self.config, self.parse(arguments), self.hydra_context.config_loader, self.launcher)
