@@ -95,3 +95,19 @@ def check_targets(node: Any, trusted: Collection[str]) -> None:
 
 def _targets(node: Any) -> Iterator[Any]:
     return (value for key, value in leaves(node, into_lists=True) if key.rpartition(".")[2] == "_target_")
+
+
+def leaves(node: Any, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested dicts that is not a dict.
+
+    Args:
+        into_lists: give the items of lists, under the list's key, instead of the lists.
+    """
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from leaves(child, into_lists, f"{key}.{name}" if key else str(name))
+    elif into_lists and isinstance(node, (list, tuple)):
+        for child in node:
+            yield from leaves(child, into_lists, key)
+    else:
+        yield key, node

@@ -22,6 +22,7 @@ def runs(tmp_path):
 def test_runs_are_found_at_any_depth_once(runs, tmp_path):
     (tmp_path / "a" / "not_a_run").mkdir()
     (tmp_path / "a" / "not_a_run" / "config.yaml").touch()
+    make_run(runs["a/one"] / "copy")  # inside a run
     assert set(find_runs([tmp_path])) == {runs[name] for name in ("a/one", "a/deep/er/two", "b/three")}
     assert find_runs([runs["a/one"]]) == [runs["a/one"]]
     assert find_runs([tmp_path / "b", tmp_path / "a" / "deep", tmp_path / "b" / ".." / "b"]) == [
@@ -36,13 +37,14 @@ def test_a_run_that_was_moved_aside_is_found_by_its_name_alone(runs):
 
 
 def test_an_error_names_runs_nearby(runs, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=rf"no directory {tmp_path}/c; nearby: .*{tmp_path}/b"):
+    os.utime(runs["b/three"] / "status.json", (2e9, 2e9))  # the newest comes first
+    with pytest.raises(UserError, match=rf"no directory {tmp_path}/c; nearby: {tmp_path}/b, "):
         find_runs([tmp_path / "c"])
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"no run in .*empty: no directory .* with status.json and config.yaml; nearby"):
         find_runs([empty])
-    monkeypatch.chdir(empty)  # the current folder may hold anything: it is not searched
+    monkeypatch.chdir(tmp_path)  # the current folder may hold anything: it is not searched
     with pytest.raises(UserError, match=r"no directory c$"):
         find_runs([Path("c")])
 
@@ -70,12 +72,14 @@ def test_read_run(tmp_path):
     assert [key for key in run.settings if key.startswith(left_out)] == []
 
 
-def test_without_a_best_checkpoint_the_last_one_is_named(tmp_path):
+def test_the_best_checkpoint_is_named_else_the_last(tmp_path):
     directory = make_run(tmp_path / "run")
     assert read_run(directory).checkpoint is None
     (directory / "checkpoints").mkdir()
     (directory / "checkpoints" / "last.ckpt").touch()
     assert read_run(directory).checkpoint == directory / "checkpoints" / "last.ckpt"
+    (directory / "checkpoints" / "best.ckpt").touch()
+    assert read_run(directory).checkpoint == directory / "checkpoints" / "best.ckpt"
 
 
 @pytest.mark.parametrize("name", ["status.json", "metrics.json", "config.yaml"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ddpm.runs.identity import MAX_LENGTH, identity_overrides, results_name, run_directory, run_name
 
-NOT_IDENTITY = ["paths", "logger", "trainer.devices", "trainer.max_steps", "restart"]
+NOT_IDENTITY = ["paths", "logger", "trainer=", "trainer.devices", "trainer.max_steps", "restart"]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ NOT_IDENTITY = ["paths", "logger", "trainer.devices", "trainer.max_steps", "rest
         ),
         (["experiment=mnist", "hydra.verbose=true", "hydra/launcher=basic"], "base"),
         (["trainer.max_steps_more=1", "loggers=2"], "loggers-2_trainer.max_steps_more-1"),
+        (["trainer=cpu", "trainer.precision=32-true"], "trainer.precision-32-true"),
     ],
 )
 def test_run_name(overrides, name):

@@ -109,7 +109,7 @@ def _value(override: Override) -> str:
         if not _PLAIN.fullmatch(value):
             return json.dumps(value)
         reread = OverridesParser.create().parse_override(f"key={value}").value()
-        return value if reread == value and isinstance(reread, str) else json.dumps(value)
+        return value if reread == value else json.dumps(value)
     return json.dumps(value, separators=(",", ":"))
 
 
