@@ -63,8 +63,9 @@ install_locked() {
     all=$({ installed_extras && printf '%s\n' $extras; } | sed '/^$/d' | sort -u)
     rm -f "$stamp"
     say "installing ddpm and what it needs (once; with CUDA's libraries about 6 GB on disk)"
-    # shellcheck disable=SC2086  # one argument an extra. grep leaves out the list of every package.
-    "$venv/bin/python" "$root/scripts/install.py" $all 2>&1 | { grep --line-buffered -v '^ [-+~] ' >&2 || true; } ||
+    # shellcheck disable=SC2086  # one argument an extra
+    "$venv/bin/python" "$root/scripts/install.py" $all 2>&1 |
+        { grep --line-buffered -vE '^ [-+~] |^ Downloaded|^Downloading .*\(([0-9.]{3,4}MiB|.*KiB)\)' >&2 || true; } ||
         fail "the installation failed (see above); the same command tries again"
     { wanted && echo "$all"; } >"$stamp.new"
     mv "$stamp.new" "$stamp"
