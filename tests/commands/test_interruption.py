@@ -56,7 +56,7 @@ def test_signals_save_and_say_how_to_go_on(training, tmp_path: Path) -> None:
         _, message = process.communicate(timeout=60)
         assert process.returncode == 75
         assert f"interrupted by {number.name} after step" in message
-        assert "the same command goes on from there" in message
+        assert "the same command continues from there" in message
         assert "Traceback" not in message
         assert status(tmp_path)["state"] == "interrupted"
         assert status(tmp_path)["step"] > steps[-1]

@@ -106,7 +106,7 @@ VALIDATION = {"limit_val_batches": 1.0, "val_check_interval": 3}
 
 def last_checkpoint(directory, every_steps=1000, every_minutes=60):
     """Writes checkpoints/last.ckpt in `directory`."""
-    return LastCheckpoint(directory, None, every_steps, every_minutes)
+    return LastCheckpoint(directory, every_steps, every_minutes)
 
 
 @pytest.mark.parametrize("validation", [{}, VALIDATION], ids=["", "validation"])

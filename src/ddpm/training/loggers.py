@@ -83,7 +83,7 @@ def build_loggers(config: Mapping[str, Any] | None, run: Run, resumed_step: int)
         extra = {key: ids[name] for key in ID_ARGUMENTS if key in parameters and not node.get(key) and name in ids}
         if issubclass(kind, TensorBoardLogger):
             extra["purge_step"] = resumed_step
-        logger: Logger = build(node, **extra)
+        logger = build(node, **extra)
         continue_history(logger, resumed_step)
         if not parameters.keys().isdisjoint(ID_ARGUMENTS):
             _ = logger.experiment  # makes the id
@@ -121,8 +121,8 @@ def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> N
     """Log a picture, if the logger takes pictures."""
     if hasattr(logger, "log_image"):  # Weights & Biases
         logger.log_image(name, [picture], step=step)
-    elif hasattr(logger.experiment, "log_image"):  # Comet
-        logger.experiment.log_image(picture, name=name, step=step)
+    elif log_image := getattr(getattr(logger, "experiment", None), "log_image", None):  # Comet
+        log_image(picture, name=name, step=step)
 
 
 @log_picture.register

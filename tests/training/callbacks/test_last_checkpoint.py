@@ -37,7 +37,7 @@ def saved_steps(tmp_path, max_steps, every_steps, every_minutes=60, *callbacks, 
         max_steps,
         seen,
         *callbacks,
-        LastCheckpoint(tmp_path, None, every_steps, every_minutes),
+        LastCheckpoint(tmp_path, every_steps, every_minutes),
         **trainer,
     )
     seen.look(last)
@@ -94,7 +94,7 @@ def test_a_validation_that_was_interrupted_is_made_again(tmp_path):
     validation = {"limit_val_batches": 1, "val_check_interval": 2}
     before, after = Validations(stop=4), Validations()
     with pytest.raises(Stopped):
-        fit(small_model(), 6, before, LastCheckpoint(tmp_path, None, 1, 60), **validation)
+        fit(small_model(), 6, before, LastCheckpoint(tmp_path, 1, 60), **validation)
     fit(small_model(), 6, after, resume=tmp_path / "checkpoints" / "last.ckpt", **validation)
     assert before.steps + after.steps == [2, 4, 6]
 
@@ -135,7 +135,7 @@ def test_a_handler_from_before_does_its_part_after_the_save(tmp_path, request, p
     before = signal.signal(signal.SIGUSR2, handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGUSR2, before))
     with pytest.raises((SystemExit, UserError)) as caught:
-        fit(small_model(), 5, Signals(*numbers), LastCheckpoint(tmp_path, None, 100, 60))
+        fit(small_model(), 5, Signals(*numbers), LastCheckpoint(tmp_path, 100, 60))
     assert calls == [(signal.SIGUSR2, 3)]
     assert signal.getsignal(signal.SIGUSR2) is handler
     if isinstance(end, str):

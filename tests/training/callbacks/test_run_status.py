@@ -30,7 +30,7 @@ class Raise(L.Callback):
 
 
 def status_of(run):
-    return RunStatus(run, BATCHES, interval=0)
+    return RunStatus(BATCHES, interval=0, run=run)
 
 
 def test_the_status_follows_the_training(tmp_path):
@@ -49,7 +49,7 @@ def test_the_status_follows_the_training(tmp_path):
 def test_it_is_written_now_and_then(tmp_path):
     seen = Seen(tmp_path)
     with Run.open(tmp_path) as run:
-        fit(small_model(), 5, RunStatus(run, BATCHES, interval=1000), seen)
+        fit(small_model(), 5, RunStatus(BATCHES, interval=1000, run=run), seen)
     assert [status.step for status in seen.statuses] == [0] * 5
 
 

@@ -16,7 +16,7 @@ def side(cells, size=8):
 
 
 def test_pictures_of_each_validation(tmp_path):
-    pictures = SamplePictures(tmp_path / "samples", DDIM(6), num_samples=9, num_trajectories=2, num_moments=5)
+    pictures = SamplePictures(tmp_path / "samples", DDIM(6), num_samples=9, num_trajectories=2, num_timesteps=5)
     fit(small_model(), 4, pictures, limit_val_batches=1, val_check_interval=2)
     kinds = ("samples", "trajectories")
     expected = {f"{kind}-step-{step:07d}.png" for kind in kinds for step in (2, 4)}
@@ -48,18 +48,18 @@ def test_they_are_drawn_from_the_same_noise_with_the_average(tmp_path, sampler):
 def test_a_trajectory_shows_the_way_from_noise_to_the_sample(tmp_path):
     """In pairs of rows: x_t above, from noise on; the x_0 predicted from it below, up to the sample."""
     model = trained_a_little(small_model())
-    pictures = SamplePictures(tmp_path, DDIM(10), num_samples=4, num_trajectories=3, num_moments=4)
+    pictures = SamplePictures(tmp_path, DDIM(10), num_samples=4, num_trajectories=3, num_timesteps=4)
     samples, trajectories = pictures.draw(model)
     images = trajectories.view(3, 2, 4, *IMAGE_SHAPE)
     assert torch.equal(images[:, 1, -1], samples[:3])  # the last step of DDIM ends at its x_0
     noise = ImageNoise(Stream.SAMPLING, 0, indices=range(3))
     assert torch.equal(images[:, 0, 0], noise(samples[:3]))
-    first = SamplePictures(tmp_path, DDIM(10), num_samples=1, num_trajectories=1, num_moments=4).draw(model)[1]
+    first = SamplePictures(tmp_path, DDIM(10), num_samples=1, num_trajectories=1, num_timesteps=4).draw(model)[1]
     torch.testing.assert_close(first.view(2, 4, *IMAGE_SHAPE), images[0], rtol=0, atol=1e-3)
 
 
 def test_fewer_samples_than_trajectories_will_do(tmp_path):
-    _, trajectories = SamplePictures(tmp_path, DDIM(3), num_samples=2, num_moments=10).draw(small_model())
+    _, trajectories = SamplePictures(tmp_path, DDIM(3), num_samples=2, num_timesteps=10).draw(small_model())
     assert trajectories.shape == (2 * 2 * 10, *IMAGE_SHAPE)
 
 
