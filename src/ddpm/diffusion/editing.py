@@ -84,7 +84,7 @@ def inpaint(
         ValueError: `jump` or `repeats` is not positive.
     """
 
-    def denoise_among_known(x_t: Tensor, t: Tensor) -> Tensor:
+    def network_with_known_pixels(x_t: Tensor, t: Tensor) -> Tensor:
         return network(torch.where(missing, x_t, diffusion.q_sample(x0, t, randn_like(x0))), t)
 
     timesteps = sampler.timesteps(diffusion)
@@ -95,7 +95,7 @@ def inpaint(
         if part == before:
             kept = alpha_bars[part.stop] / alpha_bars[part.start]
             x = math.sqrt(kept) * x + math.sqrt(1 - kept) * randn_like(x)
-        x = sampler(denoise_among_known, diffusion, x, randn_like, part)
+        x = sampler(network_with_known_pixels, diffusion, x, randn_like, part)
         before = part
     return torch.where(missing, x, x0)
 
