@@ -1,4 +1,4 @@
-"""What all tests share: shapes checked at run time, a fixed number of threads, the real CLI and real data."""
+"""Shared by all tests: array shapes checked at run time, one thread a process, the real command line, real data."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# Before anything imports torch, and for children too: the last bit of a sum depends on the number of threads.
+# Before torch is imported, and for child processes too: the last bit of a sum depends on the number of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
 
-# Before anything imports ddpm: the hook rewrites modules as they are loaded.
+# Before ddpm is imported: the hook changes modules while they are loaded.
 install_import_hook(["ddpm.diffusion", "ddpm.models"], "beartype.beartype")
 
 # Tests run commands in folders of their own, where a relative path would point elsewhere.
@@ -33,9 +33,9 @@ DDPM = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def ddpm_cli(tmp_path: Path) -> DDPM:
-    """Runs `ddpm ARGUMENTS…` as a user does, by default in the test's own folder, where outputs/ then lands.
+    """Run `ddpm ARGUMENTS…` in a subprocess, by default in `tmp_path`, and return the completed process.
 
-    `env` adds to the environment. Nothing is raised for a non-zero exit: look at `.returncode`.
+    `env` adds to the environment. A non-zero exit raises nothing: check `.returncode`.
     """
 
     def run(
@@ -56,7 +56,7 @@ def ddpm_cli(tmp_path: Path) -> DDPM:
 
 @pytest.fixture(scope="session")
 def real_mnist() -> Path:
-    """The folder with the real MNIST as torchvision lays it out; the test is skipped where there is none."""
+    """Return the folder with the real MNIST in torchvision's layout; skip the test where there is none."""
     folder = Path(os.environ.get("DDPM_DATA_DIR", "~/.cache/ddpm")).expanduser()
     if not any((folder / "MNIST" / "raw").glob("train-images-idx3-ubyte*")):
         pytest.skip("no real MNIST here: set DDPM_DATA_DIR to a folder with MNIST/raw/train-images-idx3-ubyte")

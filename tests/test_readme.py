@@ -1,4 +1,4 @@
-"""The README says the truth: its examples run, and what it names exists."""
+"""The examples in the README files run, and what they name exists."""
 
 import re
 import shlex

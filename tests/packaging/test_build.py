@@ -20,32 +20,29 @@ CONFIG = OmegaConf.create(
 )
 
 
-def test_build_makes_the_object():
+def test_build_instantiates_with_the_arguments_of_the_config_and_of_the_call():
     assert build(CONFIG.fraction) == 0.75
-
-
-def test_the_object_gets_plain_lists_and_dicts():
-    made = build(CONFIG.plain)
-    assert (type(made["a"]), type(made["a"][1])) == (list, dict)
-
-
-def test_build_passes_arguments_of_run_time_on():
     assert build(CONFIG.fraction, denominator=8) == 0.375
 
 
-@pytest.mark.parametrize(("node", "key"), [("bad", "bad"), ("outer.inner", "outer.inner")])
-def test_a_value_error_becomes_a_users_error_in_the_librarys_own_words(node, key):
-    with pytest.raises(UserError) as caught:
-        build(OmegaConf.select(CONFIG, node))
-    assert str(caught.value) == f"Invalid literal for Fraction: 'seven'\n(from `{key}` in the config)"
+def test_the_object_gets_plain_lists_and_dicts():
+    built = build(CONFIG.plain)
+    assert (type(built["a"]), type(built["a"][1])) == (list, dict)
 
 
-def test_another_error_passes_as_it_is():
+def test_a_value_error_becomes_a_user_error_with_the_message_of_the_library():
+    for key in ("bad", "outer.inner"):
+        with pytest.raises(UserError) as caught:
+            build(OmegaConf.select(CONFIG, key))
+        assert str(caught.value) == f"Invalid literal for Fraction: 'seven'\n(from `{key}` in the config)"
+
+
+def test_another_error_passes_unchanged():
     with pytest.raises(InstantiationException, match="ZeroDivisionError"):
         build(CONFIG.bug)
 
 
-def test_the_config_tree_is_the_clones():
+def test_a_clone_uses_its_own_config_tree():
     assert conf_dir() == Path(__file__).resolve().parents[2] / "conf"
     assert (conf_dir() / "train.yaml").is_file()
 
