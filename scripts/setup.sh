@@ -1,8 +1,8 @@
-# Sourced by run and test, which set $root: makes $root/.venv, or brings it up to date when something that decides
-# its content has changed. One environment, with the tools of development, serves both. Written for bash 3.2 (macOS).
+# Sourced by run and test, which set $root and $extras: makes $root/.venv, or updates it when its requirements changed.
+# run and test share the environment; an extra once installed stays. Written for bash 3.2 (macOS).
 
 venv=$root/.venv
-stamp=$venv/ddpm-setup
+stamp=$venv/ddpm-setup # what the environment was made from, then its extras
 
 say() { echo "${0##*/}: $*" >&2; }
 
@@ -11,18 +11,18 @@ fail() {
     exit 1
 }
 
-# Newer interpreters often stand beside a `python3` that is the system's old one.
+# torch and numpy set the oldest Python; Hydra 1.3 sets the newest (argparse of 3.14 refuses its help text).
 find_python() {
-    local candidate candidates=(python3 python3.14 python3.13 python3.12 python3.11)
+    local candidate candidates=(python3 python3.13 python3.12 python3.11)
     if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    fail "needs Python 3.11 or newer, and ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 || true);" \
-        "install one or name one: PYTHON=/path/to/python3 $0 …"
+    fail "needs Python 3.11, 3.12 or 3.13; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 || true)." \
+        "Name another one: PYTHON=/path/to/python3 $0 …"
 }
 
 # What the environment depends on: the folder (scripts hold absolute paths), the interpreter, the requirements.
@@ -33,10 +33,19 @@ wanted() {
     cat "$root/pyproject.toml" "$root/constraints.txt" | cksum
 }
 
-is_current() { [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted)" ]; }
+installed_extras() { sed -n '4,$p' "$stamp" 2>/dev/null || true; }
+
+is_current() {
+    local extra
+    [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(head -n 3 "$stamp")" = "$(wanted)" ] || return 1
+    if installed_extras | grep -qx dev; then return 0; fi # dev contains all others
+    for extra in $extras; do
+        installed_extras | grep -qx "$extra" || return 1
+    done
+}
 
 install_locked() {
-    local python started=$SECONDS
+    local python all started=$SECONDS
     python=$(find_python)
     # The lock is on file descriptor 9 and ends with this subshell, even a killed one. macOS has no flock command.
     if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
@@ -51,14 +60,13 @@ install_locked() {
             fail "$python has no venv module (Debian and Ubuntu: apt install python3-venv)"
         "$python" -m venv --clear "$venv"
     fi
+    all=$({ installed_extras && printf '%s\n' $extras; } | sed '/^$/d' | sort -u)
     rm -f "$stamp"
     say "installing ddpm and what it needs (once; with CUDA's libraries about 6 GB on disk)"
-    # Of pip's many lines, show the large downloads and when it starts to install.
-    PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 "$venv/bin/python" -m pip install --progress-bar off \
-        -c "$root/constraints.txt" -e "${root}[dev]" |
-        { grep --line-buffered -E '\([0-9.]{4,} MB\)|\([0-9.]+ GB\)|^Installing' | cut -c 1-110 >&2 || true; } ||
+    # shellcheck disable=SC2086  # one argument an extra. grep leaves out the list of every package.
+    "$venv/bin/python" "$root/scripts/install.py" $all 2>&1 | { grep --line-buffered -v '^ [-+~] ' >&2 || true; } ||
         fail "the installation failed (see above); the same command tries again"
-    wanted >"$stamp.new"
+    { wanted && echo "$all"; } >"$stamp.new"
     mv "$stamp.new" "$stamp"
     say "installed in $((SECONDS - started)) s"
 }

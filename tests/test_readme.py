@@ -8,23 +8,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("src/ddpm/*/README.md")))]
+FILES = {
+    name: text
+    for page in PAGES
+    for text in re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"\A# ((?:mine|conf)/\S+)\n", text)
+}
+"""the examples that name their file"""
 
 
-def test_a_schedule_network_data_set_and_objective_of_ones_own_train_together(ddpm_cli, tmp_path: Path) -> None:
-    files = [text for language, text in BLOCKS if language in ("python", "yaml")]
-    for text in files:
-        name = re.match(r"# (\S+)\n", text)
-        assert name is not None, f"a block of the README does not name its file:\n{text}"
-        path = tmp_path / name[1]
+def test_the_examples_of_own_parts_train_together(ddpm_cli, tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert len(files) == 8
+    parts = {Path(name).parts[1] for name in FILES if name.startswith("conf/")}
+    assert parts == {"schedule", "model", "data", "objective", "experiment"}
 
     (command,) = re.findall(r"^ddpm (train --config-dir conf .*)$", README, flags=re.MULTILINE)
-    done = ddpm_cli(*shlex.split(command), env={"PYTHONPATH": str(tmp_path)})
+    done = ddpm_cli(*shlex.split(command), "experiment=watched", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
-    (checkpoint,) = tmp_path.glob("outputs/train/default/*/checkpoints/last.ckpt")
+    (checkpoint,) = tmp_path.glob("outputs/train/watched/*/checkpoints/last.ckpt")
 
     done = ddpm_cli(
         "sample", f"ckpt={checkpoint}", "sampler.steps=5", "num_samples=2", "--config-dir", "conf",
@@ -33,15 +38,23 @@ def test_a_schedule_network_data_set_and_objective_of_ones_own_train_together(dd
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("named", sorted(set(re.findall(r"`(test_\w+\.py::\w+)`", README))))
-def test_every_test_that_proves_an_equation_exists(named: str) -> None:
-    file, function = named.split("::")
-    assert f"def {function}(" in (ROOT / "tests" / "diffusion" / file).read_text(encoding="utf-8")
+def test_every_test_that_proves_an_equation_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", "\n".join(PAGES))
+    assert len(named) >= 10
+    for file, function in named:
+        assert f"def {function}(" in (ROOT / "tests" / "diffusion" / file).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))))
-def test_every_picture_is_there(path: str) -> None:
-    assert (ROOT / path).is_file()
+def test_every_page_that_a_page_links_to_is_there() -> None:
+    for path in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_is_short_and_every_folder_has_one() -> None:
+    assert len(README.splitlines()) <= 250
+    folders = [path for path in (ROOT / "src" / "ddpm").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    for folder in [*folders, ROOT / "conf", ROOT / "tests", ROOT / "outputs"]:
+        assert (folder / "README.md").is_file(), folder
 
 
 def test_the_pictures_stay_small() -> None:

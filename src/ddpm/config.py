@@ -41,24 +41,6 @@ def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
         raise UserError(f"{message}\n(from `{key}` in the config)" if key else message) from error
 
 
-def leaves(node: Any, *, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything in nested dicts.
-
-    Args:
-        node: plain data, no OmegaConf.
-        into_lists: go into lists too. Their items have the key of the list.
-        key: prefix of all keys.
-    """
-    if isinstance(node, Mapping) and node:
-        for name, child in node.items():
-            yield from leaves(child, into_lists=into_lists, key=f"{key}.{name}" if key else str(name))
-    elif into_lists and isinstance(node, (list, tuple)):
-        for child in node:
-            yield from leaves(child, into_lists=True, key=key)
-    else:
-        yield key, node
-
-
 def _users_mistake(error: BaseException) -> str | None:
     """What is to be said of an error that a user's config makes; None of one in the code. Hydra wraps once a call."""
     cause: BaseException | None = error
@@ -113,3 +95,19 @@ def check_targets(node: Any, trusted: Collection[str]) -> None:
 
 def _targets(node: Any) -> Iterator[Any]:
     return (value for key, value in leaves(node, into_lists=True) if key.rpartition(".")[2] == "_target_")
+
+
+def leaves(node: Any, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested dicts that is not a dict.
+
+    Args:
+        into_lists: give the items of lists, under the list's key, instead of the lists.
+    """
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from leaves(child, into_lists, f"{key}.{name}" if key else str(name))
+    elif into_lists and isinstance(node, (list, tuple)):
+        for child in node:
+            yield from leaves(child, into_lists, key)
+    else:
+        yield key, node

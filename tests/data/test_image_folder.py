@@ -1,10 +1,13 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ddpm.data import ImageFolder, MNISTMini
-from ddpm.data.image_folder import find_pictures, read_picture
+from ddpm.data.image_folder import read_picture
+from ddpm.data.picture_files import find_pictures
 from ddpm.errors import UserError
 
 
@@ -111,11 +114,53 @@ def test_a_folder_of_mixed_sizes_becomes_one_size(tmp_path):
     assert everything(data)[0].shape == (6, 3, 16, 24)
 
 
-def test_only_pictures_that_are_not_hidden_count(tmp_path):
+def test_each_real_picture_that_is_not_hidden_counts_once(tmp_path, capsys):
     (tmp_path / "b" / "c").mkdir(parents=True)
-    for name in ("z.png", "b/a.JPG", "b/c/y.jpeg", "b/.hidden.png", "notes.txt"):
+    (tmp_path / ".cache").mkdir()
+    for name in ("z.png", "b/a.JPG", "b/c/y.jfif", "b/.hidden.png", ".cache/x.png", "notes.txt", "LICENSE"):
         (tmp_path / name).write_bytes(b"")
-    assert [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path)] == ["b/a.JPG", "b/c/y.jpeg", "z.png"]
+    (tmp_path / "b" / "loop").symlink_to("..")
+    (tmp_path / "b" / "again.png").symlink_to("../z.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = find_pictures(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found.pictures] == ["b/a.JPG", "b/again.png", "b/c/y.jfif"]
+    assert found.note() == "left out, not pictures by their names: 1 .txt, 1 without an ending"
+
+
+def test_what_is_left_out_is_said(tmp_path, digits, capsys):
+    write_digits(tmp_path, digits)
+    (tmp_path / "notes.txt").write_text("no picture")
+    ready(tmp_path)
+    assert "40 pictures; left out, not pictures by their names: 1 .txt" in capsys.readouterr().out
+
+
+def test_deep_pictures_are_scaled_by_their_range(tmp_path):
+    levels = np.linspace(0, 1, 64).reshape(8, 8)
+    Image.fromarray((levels * 65535).astype(np.uint16)).save(tmp_path / "16.png")
+    Image.fromarray((levels * (2**31 - 1)).astype(np.int32)).save(tmp_path / "32.tif")
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "unit.tif")
+    Image.fromarray((levels * 255).astype(np.float32)).save(tmp_path / "bytes.tif")
+    for name in ("16.png", "32.tif", "unit.tif", "bytes.tif"):
+        read = read_picture(tmp_path / name, (1, 8, 8))[0].numpy()
+        assert np.abs(read - levels * 255).max() <= 1, name
+    for name, values in {"negative": levels - 0.5, "large": levels * 1000, "nan": levels * np.nan}.items():
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / f"{name}.tif")
+        with pytest.raises(UserError, match=rf"{name}\.tif \(its values reach from"):
+            read_picture(tmp_path / f"{name}.tif", (1, 8, 8))
+
+
+def test_a_transparent_picture_is_laid_on_white(tmp_path):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[...] = [255, 0, 255, 0]
+    rgba[2:6, 2:6] = [0, 255, 0, 255]
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    Image.fromarray(rgba[..., [1, 3]]).save(tmp_path / "la.png")
+    palette = Image.fromarray(rgba[..., :3]).quantize(4)
+    palette.save(tmp_path / "p.png", transparency=palette.getpixel((0, 0)))
+    for name in ("rgba", "la", "p"):
+        read = read_picture(tmp_path / f"{name}.png", (3, 8, 8))
+        assert read[:, 0, 0].tolist() == [255, 255, 255], name
+        assert read[1, 3, 3] == 255, name
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -1,7 +1,9 @@
-"""Runs' directories made by hand: real configs, and whatever status, numbers, curves and pictures a test wants."""
+"""Directories of runs made by hand: real configs, and the status, metrics, curves and pictures that a test gives."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,13 @@ from ddpm.config import conf_dir
 ELSEWHERE = {"host": "another-machine"}
 
 
+@cache
+def composed(*overrides: str) -> Any:
+    """The config of `ddpm train OVERRIDES`."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
 def make_run(
     directory: Path,
     *overrides: str,
@@ -28,11 +37,17 @@ def make_run(
     shade: int | None = None,
     **status: Any,
 ) -> Path:
-    """The directory of a run of `ddpm train OVERRIDES`; with `shade`, it has a picture of that grey
-    and a checkpoint."""
+    """Make the directory of a run of `ddpm train OVERRIDES`.
+
+    Args:
+        metrics: content of metrics.json.
+        curves: metric -> (step, value) of the TensorBoard events.
+        shade: gray level of a picture of samples. With it the run has an empty best.ckpt too.
+        status: more fields of status.json.
+    """
     directory.mkdir(parents=True)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", [*overrides, f"paths.run='{directory}'"])
+    config = copy.deepcopy(composed(*overrides))
+    config.paths.run = str(directory)
     text = yaml.safe_dump(OmegaConf.to_container(config, resolve=True), sort_keys=False)
     (directory / "config.yaml").write_text(text)
     (directory / "status.json").write_text(json.dumps({"state": state, "step": step, **ELSEWHERE, **status}))

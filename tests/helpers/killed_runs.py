@@ -19,6 +19,15 @@ STEP = "TEST_KILL_AT_STEP"
 """environment variable: the optimizer step before which `KillAtStep` kills its process"""
 
 
+TINY = [
+    "data=mnist_mini", "data.batch_size=16", "data.validation_size=9488", "model=unet_tiny", "model.channels=8",
+    "model.multipliers=[1,2]", "model.attention=[]", "model.dropout=0.1", "trainer=cpu", "trainer.max_steps=6",
+    "trainer.val_check_interval=4", "trainer.limit_val_batches=1", "trainer.log_every_n_steps=1",
+    "checkpoint.every_steps=2", "optimizer.warmup_steps=3", "callbacks.pictures.num_samples=4", "sampler.steps=5",
+]  # fmt: skip
+"""overrides for a run of six steps, with dropout, a validation and pictures"""
+
+
 class KillAtStep(L.Callback):
     """Sends SIGKILL to its own process: a kill at an exact moment. Does nothing where `STEP` is not set."""
 
@@ -70,7 +79,7 @@ def check_exact_resume(
     assert done.returncode == 0, done.stderr
     assert "Continuing from step" in done.stdout
     runs = run_directory(whole), run_directory(killed)
-    assert differences(*map(final_state, runs)) == []
+    assert differences(final_state(runs[0]), final_state(runs[1])) == []
     return runs
 
 

@@ -1,7 +1,5 @@
 import pytest
-from omegaconf import OmegaConf
 
-from ddpm.launch.jobs import needs_processes
 from ddpm.runs import slurm
 
 
@@ -14,13 +12,12 @@ from ddpm.runs import slurm
         ({"SLURM_PROCID": "0", "SLURM_JOB_NAME": "script.sh"}, False),  # sbatch without srun
     ],
 )
-def test_a_job_starts_its_processes_itself_unless_srun_did(monkeypatch, variables, is_task):
+def test_srun_starts_all_processes_of_a_job(monkeypatch, variables, is_task):
     for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert slurm.is_task() == is_task
-    assert needs_processes(OmegaConf.create({"trainer": {"devices": 2, "num_nodes": 1}})) != is_task
 
 
 def test_outside_of_slurm_no_signal_is_its_warning(monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.metrics.samples_file import read_samples
+from ddpm.data import MNISTMini
+from ddpm.metrics.samples_file import read_samples, seem_inverted
 
 DIGITS = np.random.default_rng(0).integers(256, size=(4, 28, 28), dtype=np.uint8)
 DIGITS[:, 0, :2] = (0, 255)  # floats made of them span their range
@@ -90,7 +91,7 @@ def test_other_arrays_are_refused(tmp_path, array, message):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         read_samples(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"no \*\.png"):
+    with pytest.raises(ValueError, match="there is no picture"):
         read_samples(tmp_path)
     np.savez(tmp_path / "a.npz", x=DIGITS, y=DIGITS)
     with pytest.raises(ValueError, match="call that of the digits images"):
@@ -108,5 +109,13 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="name the folder"):
         read_samples(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(b"whatever")
-    with pytest.raises(ValueError, match="no PNG file"):
+    with pytest.raises(ValueError, match="cannot read the picture"):
         read_samples(tmp_path)
+
+
+def test_dark_digits_on_white_seem_inverted():
+    data = MNISTMini()
+    data.setup()
+    digits = data.split("test").images
+    assert not seem_inverted(digits)
+    assert seem_inverted(255 - digits)

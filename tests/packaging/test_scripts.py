@@ -1,4 +1,4 @@
-"""The set-up of scripts/run, for real, in a small clone: the same scripts, a package that needs nothing."""
+"""The set-up by scripts/run and scripts/test in a small clone: the real scripts, and a package without requirements."""
 
 import os
 import shutil
@@ -20,9 +20,13 @@ backend-path = ["."]
 [project]
 name = "ddpm"
 version = "1"
+
+[project.optional-dependencies]
+ray = []
+dev = []
 """
 
-# The smallest build back-end: no build requirement, so pip needs no network.
+# A build back-end without requirements, so that the installation needs no network.
 BACKEND = """\
 import os, pathlib, zipfile
 
@@ -33,7 +37,8 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     name = "ddpm-1-py3-none-any.whl"
     files = {
         "ddpm.py": "import sys\\ndef main():\\n    print(sys.argv[1:])\\n    sys.exit(3)\\n",
-        "ddpm-1.dist-info/METADATA": "Metadata-Version: 2.1\\nName: ddpm\\nVersion: 1\\n",
+        "ddpm-1.dist-info/METADATA": "Metadata-Version: 2.1\\nName: ddpm\\nVersion: 1\\n"
+        "Provides-Extra: ray\\nProvides-Extra: dev\\n",
         "ddpm-1.dist-info/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
         "ddpm-1.dist-info/entry_points.txt": "[console_scripts]\\nddpm = ddpm:main\\n",
     }
@@ -55,13 +60,17 @@ def clone(tmp_path) -> Path:
     return root
 
 
-# A developer's PYTHONPATH would bring the real ddpm in.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHON": sys.executable}
+# A PYTHONPATH could bring the real ddpm in. The folder of this interpreter has uv, if scripts/test made it.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+    "PYTHON": sys.executable,
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    "PIP_NO_INDEX": "1",
+}
 
 
-def start(clone: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
+def start(clone: Path, *arguments: str, script: str = "run", **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [clone / "scripts" / "run", *arguments],
+        [clone / "scripts" / script, *arguments],
         cwd=clone.parent,
         env=ENVIRONMENT | env,
         stdout=subprocess.PIPE,
@@ -70,8 +79,8 @@ def start(clone: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def run(clone: Path, *arguments: str, **env: str) -> tuple[int, str, str]:
-    process = start(clone, *arguments, **env)
+def run(clone: Path, *arguments: str, script: str = "run", **env: str) -> tuple[int, str, str]:
+    process = start(clone, *arguments, script=script, **env)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -80,24 +89,45 @@ def builds(clone: Path) -> int:
     return len((clone / "builds.log").read_text().splitlines())
 
 
-@pytest.mark.parametrize("script", ["run", "test", "setup.sh", "../.ci/run"])
-def test_scripts_are_bash(script):
-    subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
+def extras(clone: Path) -> list[str]:
+    return (clone / ".venv" / "ddpm-setup").read_text().splitlines()[3:]
 
 
-def test_run_installs_once_and_again_when_the_requirements_change(clone):
-    code, out, err = run(clone, "train", "x=a b")
-    assert (code, out) == (3, "['train', 'x=a b']\n"), err
-    assert "installing" in err
+def test_scripts_are_bash_and_keep_their_line_ends():
+    for script in ("run", "test", "setup.sh", "../.ci/run"):
+        subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
+    command = ["git", "check-attr", "eol", "--", "scripts/run"]
+    attribute = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
+    assert attribute.stdout == "scripts/run: eol: lf\n"
 
-    assert run(clone, "train") == (3, "['train']\n", "")
+
+def test_run_installs_what_lacks_and_nothing_twice(clone):
+    """One story: two first starts at once, an extra, the development tools, changed requirements."""
+    processes = [start(clone, "train", "x=a b") for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [3, 3], outputs
+    assert {out for out, _ in outputs} == {"['train', 'x=a b']\n"}
+    assert any("installed in" in err for _, err in outputs)
     assert builds(clone) == 1
 
+    assert run(clone, "train") == (3, "['train']\n", "")
+
+    code, out, err = run(clone, "train", "hydra/launcher=ray")
+    assert (code, out) == (3, "['train', 'hydra/launcher=ray']\n"), err
+    assert extras(clone) == ["ray"]
+    assert run(clone, "train", "hydra/launcher=ray")[2] == ""
+
+    assert "lint failed" in run(clone, script="test")[2]  # this clone has no ruff
+    assert extras(clone) == ["dev", "ray"]
+    assert run(clone, "train", "hydra/sweeper=optuna")[2] == ""  # dev contains every extra
+
+    before = builds(clone)
     (clone / "constraints.txt").write_text("# changed\n")
     link = clone.parent / "link"
     link.symlink_to("a clone/scripts/run")
     assert subprocess.run([link], env=ENVIRONMENT, capture_output=True).returncode == 3
-    assert builds(clone) == 2
+    assert builds(clone) >= before
+    assert extras(clone) == ["dev", "ray"]
 
 
 def test_a_failed_installation_is_tried_again(clone):
@@ -107,18 +137,17 @@ def test_a_failed_installation_is_tried_again(clone):
     assert run(clone, "train")[:2] == (3, "['train']\n")
 
 
-def test_two_first_starts_at_once_install_once(clone):
-    processes = [start(clone, "train") for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [3, 3], outputs
-    assert builds(clone) == 1
-
-
-def test_an_old_python_is_refused_with_the_remedy(clone):
-    old = clone / "python3.9"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.6\nexit 1\n')
-    old.chmod(old.stat().st_mode | stat.S_IXUSR)
-    code, _, err = run(clone, "train", PYTHON=str(old))
+@pytest.mark.parametrize("version", ["3.9.6", "3.14.0"])
+def test_an_unsupported_python_is_refused_with_the_remedy(clone, version):
+    python = clone / "python"
+    numbers = tuple(int(part) for part in version.split("."))
+    python.write_text(
+        f"""#!/bin/sh
+[ "$1" = --version ] && echo Python {version} && exit
+exec "{sys.executable}" -c "import sys; sys.version_info = {numbers}; $2"
+"""
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    code, _, err = run(clone, "train", PYTHON=str(python))
     assert code == 1
-    assert "needs Python 3.11 or newer" in err
-    assert "Python 3.9.6" in err
+    assert f"run: needs Python 3.11, 3.12 or 3.13; {python} is Python {version}. Name another one: PYTHON=" in err

@@ -1,4 +1,4 @@
-"""The wheel outside the clone: what is in it, and that it works."""
+"""The content of the wheel, and the installed package outside the clone."""
 
 import os
 import subprocess
@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import ddpm
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # Not isolated: an isolated build would fetch the back-end from the network.
+    # An isolated build would fetch the back-end from the network.
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -44,13 +46,13 @@ def run(command: list[str | Path], cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_wheel_carries_every_config_and_the_embedded_data(wheel):
+def test_the_wheel_contains_every_config_and_the_embedded_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"ddpm/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     data = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.gz")}
     assert len(configs) > 10
     assert len(data) == 4
-    others = {"ddpm/py.typed", "ddpm/compare/page.html"}
+    others = {"ddpm/py.typed", "ddpm/runs/compare/page.html"}
     others |= {f"hydra_plugins/{path.name}" for path in (ROOT / "src" / "hydra_plugins").glob("*.py")}
     others |= {f"ddpm/metrics/digit_classifier.{ending}" for ending in ("safetensors", "json")}
     assert names >= configs | data | others
@@ -58,8 +60,11 @@ def test_the_wheel_carries_every_config_and_the_embedded_data(wheel):
 
 
 def test_the_installed_package_uses_its_own_configs(installed, tmp_path):
-    where = run([installed / "bin/python", "-c", "from ddpm.config import conf_dir; print(conf_dir())"], tmp_path)
-    assert Path(where.strip()).is_relative_to(installed)
+    code = "from ddpm.config import conf_dir; from importlib.metadata import version; "
+    code += "print(version('ddpm-lightning')); print(conf_dir())"
+    version, folder = run([installed / "bin/python", "-c", code], tmp_path).splitlines()
+    assert version == ddpm.__version__
+    assert Path(folder).is_relative_to(installed)
     config = run([installed / "bin/ddpm", "train", "data=mnist_mini", "--cfg", "job"], tmp_path)
     assert "ddpm.models.UNet" in config
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ddpm.runs.identity import MAX_LENGTH, identity_overrides, results_name, run_directory, run_name
 
-NOT_IDENTITY = ["paths", "logger", "trainer.devices", "trainer.max_steps", "restart"]
+NOT_IDENTITY = ["paths", "logger", "trainer=", "trainer.devices", "trainer.max_steps", "restart"]
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,10 @@ NOT_IDENTITY = ["paths", "logger", "trainer.devices", "trainer.max_steps", "rest
         ),
         (["experiment=mnist", "hydra.verbose=true", "hydra/launcher=basic"], "base"),
         (["trainer.max_steps_more=1", "loggers=2"], "loggers-2_trainer.max_steps_more-1"),
+        (["trainer=cpu", "trainer.precision=32-true"], "trainer.precision-32-true"),
     ],
 )
-def test_name(overrides, name):
+def test_run_name(overrides, name):
     assert run_name(overrides, NOT_IDENTITY) == name
 
 
@@ -51,7 +52,7 @@ def test_name(overrides, name):
         (["a=True"], ["a=true"]),
     ],
 )
-def test_two_spellings_of_one_run(one, other):
+def test_spellings_of_one_run_share_a_name(one, other):
     assert run_name(one) == run_name(other)
 
 
@@ -72,7 +73,7 @@ def test_two_spellings_of_one_run(one, other):
         (["a=[1,2]"], ["a=[12]"]),
     ],
 )
-def test_two_runs(one, other):
+def test_two_runs_have_two_names(one, other):
     assert run_name(one) != run_name(other)
 
 
@@ -82,7 +83,7 @@ def test_a_name_cannot_imitate_a_digest():
     assert run_name([f"a={value}"]) != name
 
 
-def test_directory():
+def test_run_directory():
     assert run_directory("train", "outputs", ["seed=1"]) == Path("outputs/train/default/seed-1")
     assert run_directory("train", "out", ["experiment=mnist"], "mnist") == Path("out/train/mnist/base")
     assert run_directory("train", "out", [], "default") != run_directory("train", "out", [])
@@ -97,7 +98,7 @@ values = texts | st.integers() | st.booleans() | st.lists(st.integers(), max_siz
 
 
 def spell(items):
-    """Override strings, with every text in quotes as Hydra reads them."""
+    """Return override strings, with texts in quotes as Hydra reads them."""
     return [f"{key}={_quoted(value) if isinstance(value, str) else json.dumps(value)}" for key, value in items.items()]
 
 
@@ -113,7 +114,7 @@ def test_different_overrides_have_different_names(one, other):
 
 
 @given(st.dictionaries(keys, values, max_size=3), texts)
-def test_no_name_leaves_its_folder(items, experiment):
+def test_a_directory_stays_below_outputs(items, experiment):
     directory = run_directory("train", "outputs", spell(items), experiment)
     assert directory.parts[:2] == ("outputs", "train")
     assert len(directory.parts) == 4
@@ -136,12 +137,12 @@ wordy = st.dictionaries(word_keys, word_values, min_size=1, max_size=3)
 
 
 @given(st.lists(wordy, min_size=2, max_size=20, unique_by=lambda items: tuple(sorted(items.items()))))
-def test_underscores_and_dashes_do_not_make_two_runs_one(many):
+def test_names_with_underscores_and_dashes_are_unique(many):
     names = {run_name(spell(items)) for items in many}
     assert len(names) == len(many)
 
 
-def test_results_of_runs_that_share_a_name_do_not_share_a_place(tmp_path):
+def test_results_of_different_runs_do_not_share_a_directory(tmp_path):
     outputs = tmp_path / "outputs"
     inside = outputs / "train" / "quickstart" / "base"
     assert results_name([inside], outputs) == (Path("quickstart/base"), "")

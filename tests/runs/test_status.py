@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.runs.status import Status, git_state, provenance, write_json
+from ddpm.runs.status import Status, git_state, provenance, write_json, write_provenance
 
 
-def test_a_write_replaces_the_file_whole(tmp_path):
+def test_write_json_replaces_the_file(tmp_path):
     path = tmp_path / "metrics.json"
     write_json(path, {"val/loss": 1.0})
     before = path.stat().st_ino
-    write_json(path, {"val/loss": float("nan"), "grid": Path("a.png"), "list": (1, 2)})
+    write_json(path, {"val/loss": float("nan"), "x": -float("inf"), "grid": Path("a.png"), "list": (1, 2)})
     assert path.stat().st_ino != before
-    assert json.loads(path.read_text()) == {"val/loss": None, "grid": "a.png", "list": [1, 2]}
+    assert json.loads(path.read_text()) == {"val/loss": None, "x": None, "grid": "a.png", "list": [1, 2]}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -32,10 +32,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_status_is_read_back(tmp_path):
+def test_status_can_be_read_back(tmp_path):
     assert Status.read(tmp_path) is None
-    status = Status(step=7, epoch=1)
+    status = Status(step=7, epoch=1, updated="yesterday")
     status.write(tmp_path)
+    assert status.updated != "yesterday"
     assert Status.read(tmp_path) == status
     status.state, status.error = "failed", "out of memory"
     status.write(tmp_path)
@@ -44,14 +45,29 @@ def test_status_is_read_back(tmp_path):
     assert (again.state, again.error, again.pid) == ("failed", "out of memory", os.getpid())
 
 
-def test_provenance_is_json_and_names_versions():
+def test_provenance_is_json_with_versions():
     record = json.loads(json.dumps(provenance("cpu")))
     assert record["device"] == "cpu"
     assert all(record["versions"][name] for name in ("python", "torch", "lightning", "hydra-core"))
     assert {"git", "command_line", "host", "time"} <= record.keys()
 
 
-def test_git_state_is_that_of_the_clone_with_the_code(tmp_path):
+def test_status_of_another_version_is_read(tmp_path):
+    """An unknown field is ignored, a missing one has its default."""
+    (tmp_path / "status.json").write_text('{"state": "finished", "checkpoints": {"last.ckpt": ["ab"]}}')
+    status = Status.read(tmp_path)
+    assert status is not None
+    assert (status.state, status.step) == ("finished", 0)
+
+
+def test_provenance_keeps_the_records_of_earlier_processes(tmp_path):
+    for number in range(3):
+        write_provenance(tmp_path, "cpu", number=number)
+    record = json.loads((tmp_path / "provenance.json").read_text())
+    assert (record["number"], [earlier["number"] for earlier in record["earlier"]]) == (2, [1, 0])
+
+
+def test_git_state_of_the_clone_that_tracks_the_code(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]

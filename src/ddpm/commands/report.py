@@ -1,4 +1,4 @@
-"""`ddpm report`: the runs of a sweep, or of any directories, beside each other."""
+"""`ddpm report`: the runs of a sweep, or of any directories, side by side."""
 
 import shlex
 import textwrap
@@ -26,11 +26,11 @@ from ddpm.runs.compare import (
     draw_comparison,
     html_page,
     markdown_page,
-    points_table,
     runs_table,
+    settings_table,
     states,
-    write_points_csv,
     write_runs_csv,
+    write_settings_csv,
 )
 from ddpm.runs.compare.figure import CURVES
 from ddpm.runs.compare.page import COUNTED
@@ -38,10 +38,10 @@ from ddpm.runs.files import make_folder, replace_file
 
 
 def run(cfg: DictConfig) -> None:
-    """Show the table of all runs at or below `runs`, and write it with plots as CSV, Markdown, PNG and HTML.
+    """Print the tables of all runs at or below `runs`, and write them with plots as CSV, Markdown, PNG and HTML.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no runs.
     """
     places = places_of(cfg)
     compared = compare([read_run(directory) for directory in find_runs(places)])
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """What `run` would do.
+    """Return what `run` would do.
 
     Raises:
         UserError: there are no runs.
@@ -62,13 +62,13 @@ def plan(cfg: DictConfig) -> Plan:
 
 
 def show(directories: Sequence[Path]) -> None:
-    """Print the table of these runs; one that has not begun is told as absent."""
+    """Print the tables of these runs. A run that has not started has the state "absent"."""
     if directories:
         show_comparison(compare([read_run(directory) for directory in directories]))
 
 
 def places_of(cfg: DictConfig) -> list[Path]:
-    """The directories that `runs=` names: one, or a list."""
+    """Return the directories that `runs=` names: one, or a list."""
     named: list[Any] = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     if not named or not all(named):
         raise UserError("runs is empty: give a directory, for example runs=outputs/train")
@@ -76,13 +76,13 @@ def places_of(cfg: DictConfig) -> list[Path]:
 
 
 def report_directory(cfg: DictConfig) -> Path:
-    """`outputs/report/<name of the runs' folder>`."""
+    """Return `outputs/report/<name of the runs' folder>`."""
     name, mark = results_name(places_of(cfg), cfg.paths.outputs)
     return Path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
 
 
 def write(directory: Path, compared: Comparison, title: str) -> list[str]:
-    """Write all files of the report; returns what they are."""
+    """Write all files of the report, and return a line about each."""
     console = display.console
     shown = track(compared.runs, "reading the curves", console=console, transient=True, disable=not console.is_terminal)
     curves = {run.directory: read_curves(run.directory, CURVES) for run in shown}
@@ -94,13 +94,13 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
     replace_file(directory / "report.html", page.encode())
     replace_file(directory / "report.md", markdown_page(title, compared).encode())
     write_runs_csv(directory / "runs.csv", compared)
-    write_points_csv(directory / "settings.csv", compared)
+    write_settings_csv(directory / "settings.csv", compared)
     if picture is None:
         (directory / "report.png").unlink(missing_ok=True)  # of an earlier report
     else:
         replace_file(directory / "report.png", picture)
     return [
-        "report.html: all of it on one page, for a browser",
+        "report.html: everything on one page, for a browser",
         *(["report.png: curves, settings, samples"] if picture else []),
         "report.md: the tables",
         "settings.csv, runs.csv: one row for each setting, and for each run",
@@ -108,12 +108,12 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
 
 
 def show_comparison(compared: Comparison) -> None:
-    """Print the table of the settings, that of the runs, and where each run is and what was wrong with it."""
-    if any(point.finished for point in compared.points):
-        print_table(points_table(compared), COUNTED.capitalize())
+    """Print the table of the settings, the table of the runs, and the path and error of each run."""
+    if any(group.finished for group in compared.groups):
+        print_table(settings_table(compared), COUNTED.capitalize())
     header, rows = runs_table(compared)
-    in_files_alone = {*METRICS, "best checkpoint", "run"} - {compared.quality}
-    kept = [i for i, name in enumerate(header) if name not in in_files_alone]
+    only_in_files = {*METRICS, "best checkpoint", "run"} - {compared.quality}
+    kept = [i for i, name in enumerate(header) if name not in only_in_files]
     numbered = [[str(n), *(row[i] for i in kept)] for n, row in enumerate(rows, start=1)]
     table = TextTable(["#", *(header[i] for i in kept)], numbered)
     print_table(table, f"{states(compared)} in {compared.root}")
@@ -124,18 +124,20 @@ def show_comparison(compared: Comparison) -> None:
 
 
 def print_table(table: TextTable, title: str) -> None:
+    """Print a table. Cells are plain text, not rich markup."""
     console = display.console
     shown = Table(title=Text(title), title_justify="left")
     for name in table.header:
         shown.add_column(Text(name), justify="right" if name in NUMBERS else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(Text, row))
-    if not console.is_terminal:  # a log has no width; a line of it is one row
+    if not console.is_terminal:  # a log has no width: one row is one line
         shown.width = Measurement.get(console, console.options.update_width(1000), shown).maximum
     console.print(shown)
 
 
 def next_commands(compared: Comparison) -> list[str]:
+    """Return useful next commands."""
     best = compared.best_run
     ckpt = shlex.quote(str(best.checkpoint)) if best else ""
     return [

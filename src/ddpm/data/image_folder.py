@@ -1,7 +1,6 @@
 """Any folder of pictures as a data set."""
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,26 +14,27 @@ from rich.progress import track
 from torch import Tensor
 
 from ddpm.data.images import ImageData, Split
+from ddpm.data.picture_files import find_pictures, read_picture_file
 from ddpm.errors import UserError
 from ddpm.seeding import Stream, generator
 
 MODES = {1: "L", 3: "RGB"}
 """PIL's name for a number of channels"""
 LONG = 2000
-"""pictures from which on a progress bar is shown"""
+"""a progress bar is shown for this many pictures or more"""
 
 
 class ImageFolder(ImageData):
-    """All pictures below a folder, scaled and cropped around the centre to one size, in memory.
+    """All pictures below a folder, cropped around the centre and scaled to one size, in memory.
 
-    A picture's label is the index of the sub-folder of `root` that it is in, by name (0 where there are none).
+    The label of a picture is the index, by name, of the sub-folder of `root` that holds it (0 without sub-folders).
 
     Args:
         root: the folder; `~` is the home directory.
         image_size: H = W or [H, W] in pixels.
         image_channels: 1 (gray) or 3 (RGB).
-        validation_fraction, test_fraction: of all pictures, rounded up; the rest is for training.
-        split_seed: which pictures these are.
+        validation_fraction, test_fraction: shares of all pictures, rounded up; the rest is for training.
+        split_seed: decides which pictures these are.
         batch_size, kwargs: see `ImageData`.
     """
 
@@ -60,7 +60,7 @@ class ImageFolder(ImageData):
         self.split_seed = split_seed
 
     def load(self) -> dict[str, Split]:
-        paths = find_pictures(self.root)
+        paths = self._find()
         folders = [path.relative_to(self.root).parts[:-1][:1] for path in paths]
         label = {folder: index for index, folder in enumerate(sorted(set(folders)))}
         labels = torch.tensor([label[folder] for folder in folders])
@@ -75,6 +75,16 @@ class ImageFolder(ImageData):
         }
         images = self._read(paths)
         return {name: Split(images[part], labels[part]) for name, part in parts.items()}
+
+    def _find(self) -> list[Path]:
+        if not self.root.is_dir():
+            raise UserError(f"there is no folder {self.root}: set data.root to a folder of pictures.")
+        found = find_pictures(self.root)
+        if not found.pictures:
+            raise UserError(f"there is no picture in {self.root}, nor below it. {found.note()}".rstrip())
+        if found.left_out:
+            print(f"{self.root}: {len(found.pictures)} pictures; {found.note()}", flush=True)
+        return found.pictures
 
     def _read(self, paths: list[Path]) -> Tensor:
         """uint8 [N, C, H, W]"""
@@ -93,38 +103,16 @@ class ImageFolder(ImageData):
         return images
 
 
-def find_pictures(root: Path) -> list[Path]:
-    """All pictures below `root`, sorted; hidden ones are left out.
-
-    Raises:
-        UserError: there is no such folder, or no picture in it.
-    """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: set data.root to a folder of pictures.")
-    paths = sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-    )
-    if not paths:
-        raise UserError(f"there is no picture in {root}, nor below it ({', '.join(IMG_EXTENSIONS)}).")
-    return paths
-
-
 def read_picture(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """The middle of a picture, as large as it can be at this aspect ratio, scaled to uint8 [C, H, W].
+    """The largest central part of a picture with the wanted aspect ratio, scaled to uint8 [C, H, W].
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the picture cannot be read.
     """
     channels, height, width = image_shape
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert(MODES[channels])
-    except Exception as error:  # decoders raise whatever they like
-        raise UserError(f"cannot read the picture {path} ({error}): repair or remove it.") from error
+        picture = read_picture_file(path, MODES[channels])
+    except ValueError as error:
+        raise UserError(f"{error}: repair or remove it.") from error
     picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)

@@ -164,8 +164,8 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] to the nearest of 0 … 255, any shape; what lies outside is clamped."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """Floats in [-1, 1] to the nearest of 0 … 255, any shape; values outside are clamped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -6,6 +6,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ddpm.data.images import to_uint8
+
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """A picture of images [N, C, H, W] in [-1, 1], row by row; about square when `columns` is None."""
@@ -13,7 +15,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     from torchvision.utils import make_grid
 
     columns = columns or max(1, round(len(images) ** 0.5))
-    return to_pil_image(make_grid(_to_uint8(images), nrow=columns, padding=2, pad_value=128))
+    return to_pil_image(make_grid(to_uint8(images).cpu(), nrow=columns, padding=2, pad_value=128))
 
 
 def image_table(groups: Sequence[tuple[Sequence[str], Tensor]], captions: Sequence[str]) -> Image.Image:
@@ -79,11 +81,7 @@ def _enlarged(image: Tensor, scale: int) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def _to_uint8(images: Tensor) -> Tensor:
-    return ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-
-
 def pixels(image: Tensor) -> Tensor:
     """[C, H, W] in [-1, 1] to uint8 [H, W] (grey) or [H, W, 3]."""
-    pixels = _to_uint8(image)
+    pixels = to_uint8(image).cpu()
     return pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)

@@ -1,10 +1,11 @@
 """Samplers: from noise x_T to images x_0.
 
     sampler(network, diffusion, x_T, randn_like) -> x_0
-    network(x_t, t) -> the network's output;    randn_like(x) -> fresh noise of x's shape, once a stochastic step
+    network(x_t, t) -> output;    randn_like(x) -> fresh noise of x's shape, called once a step by stochastic samplers
 
-Each may walk over a part of the timesteps; the network always receives the original t. A sampler of your own is
-a subclass of `Sampler` with its `iterate`, and a YAML in `conf/sampler/`.
+`Sampler.iterate` goes through the timesteps, calls the network and predicts x_0; each sampler adds its `step`. The
+network always receives the original t. To add a sampler, write a subclass of `Sampler` with its `step`, and a YAML in
+`conf/sampler/`.
 """
 
 import math
@@ -13,36 +14,51 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ddpm.diffusion.parameterization import Images
 from ddpm.diffusion.process import GaussianDiffusion, Network, RandnLike, check_choice
 from ddpm.diffusion.spacing import SPACINGS, Spacing, spaced_timesteps
 
-WHOLE = slice(None)
+ALL_STEPS = slice(None)
 
 
 class SamplerStep(NamedTuple):
     """One step of a sampler."""
 
     t: int
-    """the original timestep at which the network was asked"""
+    """the original timestep at which the network was called"""
     x_t: Images
     """the image after the step"""
     x0: Images
     """the x_0 predicted in the step"""
 
 
+class Walk(NamedTuple):
+    """What the steps of one pass over the timesteps share. Step i leads from `alpha_bars[i + 1]` to `alpha_bars[i]`."""
+
+    diffusion: GaussianDiffusion
+    """the diffusion over the sampler's S timesteps alone"""
+    alpha_bars: Float64[Tensor, " N"]
+    """ᾱ of x_0, which is 1, then of each timestep; N = S + 1"""
+    log_snr: Float64[Tensor, " N"]
+    """λ = log √ᾱ/√(1-ᾱ), infinite for x_0"""
+    randn_like: RandnLike
+
+
 class Sampler(ABC):
-    """A walk from x_T to x_0 over `steps` timesteps (all of them when None).
+    """Goes from x_T to x_0 over `steps` timesteps (all of them when None).
 
     Args:
         steps: the number S of network evaluations.
         spacing: which timesteps, out of T: "uniform" round(linspace(0, T-1, S)); "trailing" round((i+1)·T/S) - 1;
             "quadratic" round(linspace(0, √(T-1), S)²), denser near the image; "log_snr" even in log ᾱ/(1-ᾱ).
-            All hold T-1.
+            Each contains T-1.
     """
+
+    history = 1
+    """how many predictions of x_0 `step` receives at most"""
 
     def __init__(self, steps: int | None = None, spacing: Spacing = "uniform"):
         if steps is not None and steps < 1:
@@ -52,47 +68,13 @@ class Sampler(ABC):
         self.spacing: Spacing = spacing
 
     @abstractmethod
-    def iterate(
-        self,
-        network: Network,
-        diffusion: GaussianDiffusion,
-        x_T: Images,
-        randn_like: RandnLike = torch.randn_like,
-        part: slice = WHOLE,
-    ) -> Iterator[SamplerStep]:
-        """Walk from `x_T` to the image, step by step.
+    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+        """Return the image after step i, [B, C, H, W]; step 0 is the last one and ends at x_0.
 
         Args:
-            part: walk these steps alone, a slice of `timesteps(diffusion)`: from an image `x_T` of the last one's
-                noise to one of the noise that the timestep before the first has, or to x_0.
+            x0s: the predictions of x_0, newest first, at most `history` of them.
+            eps: the predicted noise, which belongs to `x0s[0]`.
         """
-
-    def __call__(
-        self,
-        network: Network,
-        diffusion: GaussianDiffusion,
-        x_T: Images,
-        randn_like: RandnLike = torch.randn_like,
-        part: slice = WHOLE,
-    ) -> Images:
-        """The images that the walk from `x_T` ends at, [B, C, H, W]; arguments as in `iterate`."""
-        x_t = x_T
-        for step in self.iterate(network, diffusion, x_T, randn_like, part):
-            x_t = step.x_t
-        return x_t
-
-    def timesteps(self, diffusion: GaussianDiffusion) -> Int64[Tensor, " S"]:
-        """The original timesteps of the walk, ascending.
-
-        Raises:
-            ValueError: more steps than the chain has, or so many that the spacing takes one twice.
-        """
-        steps = diffusion.num_steps if self.steps is None else self.steps
-        return spaced_timesteps(diffusion.alpha_bars, steps, self.spacing)
-
-
-class Ancestral(Sampler):
-    """The reverse chain p_θ itself (Ho et al. 2020, algorithm 2), with the variance that `diffusion` is set to."""
 
     @torch.no_grad()
     def iterate(
@@ -101,17 +83,57 @@ class Ancestral(Sampler):
         diffusion: GaussianDiffusion,
         x_T: Images,
         randn_like: RandnLike = torch.randn_like,
-        part: slice = WHOLE,
+        part: slice = ALL_STEPS,
     ) -> Iterator[SamplerStep]:
+        """Yield each step from `x_T` to the image.
+
+        Args:
+            part: take only these steps, a slice of `timesteps(diffusion)`. `x_T` then has the noise level of the
+                slice's last timestep, and the result that of the timestep before its first (x_0 if there is none).
+        """
         timesteps = self.timesteps(diffusion)
-        chain = diffusion.subsequence(timesteps)
-        x_t = x_T
+        alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]])
+        log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2
+        walk = Walk(diffusion.subsequence(timesteps), alpha_bars, log_snr, randn_like)
+        x_t, x0s = x_T, list[Images]()
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            output = network(x_t, _batch_of(t, x_t))
-            x0 = diffusion.to_x0(output, x_t, _batch_of(t, x_t))
-            mean, variance, x0 = chain.p_mean_variance(x0, x_t, _batch_of(i, x_t))
-            x_t = mean + variance.sqrt() * randn_like(x_t) if i > 0 else mean
+            now = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
+            x0, eps = diffusion.predict_x0_and_epsilon(network(x_t, now), x_t, now)
+            x0s = [x0, *x0s][: self.history]
+            x_t = self.step(walk, i, x_t, x0s, eps)
             yield SamplerStep(t, x_t, x0)
+
+    def __call__(
+        self,
+        network: Network,
+        diffusion: GaussianDiffusion,
+        x_T: Images,
+        randn_like: RandnLike = torch.randn_like,
+        part: slice = ALL_STEPS,
+    ) -> Images:
+        """Return the images after the last step, [B, C, H, W]; arguments as in `iterate`."""
+        x_t = x_T
+        for step in self.iterate(network, diffusion, x_T, randn_like, part):
+            x_t = step.x_t
+        return x_t
+
+    def timesteps(self, diffusion: GaussianDiffusion) -> Int64[Tensor, " S"]:
+        """Return the original timesteps at which the network is called, ascending.
+
+        Raises:
+            ValueError: more steps than the diffusion has, or so many that the spacing selects one twice.
+        """
+        steps = diffusion.num_steps if self.steps is None else self.steps
+        return spaced_timesteps(diffusion.alpha_bars, steps, self.spacing)
+
+
+class Ancestral(Sampler):
+    """The reverse chain p_θ (Ho et al. 2020, algorithm 2), with the variance that `diffusion` is set to."""
+
+    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+        now = torch.full((len(x_t),), i, dtype=torch.int64, device=x_t.device)
+        mean, variance, _ = walk.diffusion.p_mean_variance(x0s[0], x_t, now)
+        return mean + variance.sqrt() * walk.randn_like(x_t) if i > 0 else mean
 
 
 class DDIM(Sampler):
@@ -127,37 +149,23 @@ class DDIM(Sampler):
             raise ValueError(f"DDIM's eta lies between 0 and 1, not {eta}.")
         self.eta = eta
 
-    @torch.no_grad()
-    def iterate(
-        self,
-        network: Network,
-        diffusion: GaussianDiffusion,
-        x_T: Images,
-        randn_like: RandnLike = torch.randn_like,
-        part: slice = WHOLE,
-    ) -> Iterator[SamplerStep]:
-        timesteps = self.timesteps(diffusion)
-        alpha_bars = diffusion.alpha_bars[timesteps]
-        x_t = x_T
-        for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            output = network(x_t, _batch_of(t, x_t))
-            x0, epsilon = diffusion.predict_x0_and_epsilon(output, x_t, _batch_of(t, x_t))
-            alpha_bar, alpha_bar_prev = alpha_bars[i], alpha_bars[i - 1] if i > 0 else alpha_bars.new_ones(())
-            variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-            direction = (1 - alpha_bar_prev - variance).clamp(min=0)
-            x_t = alpha_bar_prev.sqrt().item() * x0 + direction.sqrt().item() * epsilon
-            if variance > 0:
-                x_t = x_t + variance.sqrt().item() * randn_like(x_t)
-            yield SamplerStep(t, x_t, x0)
+    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+        alpha_bar, alpha_bar_prev = walk.alpha_bars[i + 1], walk.alpha_bars[i]
+        variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+        direction = (1 - alpha_bar_prev - variance).clamp(min=0)
+        x = alpha_bar_prev.sqrt().item() * x0s[0] + direction.sqrt().item() * eps
+        return x + variance.sqrt().item() * walk.randn_like(x) if variance > 0 else x
 
 
 class DPMSolverPP(Sampler):
-    """DPM-Solver++ (Lu et al. 2022b, algorithm 2): the ODE of the marginals, solved in λ = log √ᾱ/√(1-ᾱ) by a
-    multistep method of `order` 1 (DDIM), 2 or 3 from the x_0 predictions of the last steps, so that a step asks the
-    network once.
+    """DPM-Solver++ (Lu et al. 2022b, algorithm 2): a multistep solver of the probability-flow ODE in λ.
 
-    The first steps have less to look back on and are of lower order. So are the last ones, as x_0 lies at λ = ∞:
-    the step to it is the predicted x_0 itself (order 1), and the one before is at most of order 2.
+    It extrapolates from the last `order` predictions of x_0, so that each step calls the network once. Order 1 is
+    DDIM. The first steps have fewer predictions and are of lower order. So are the last ones, since λ is infinite at
+    x_0: the last step returns the predicted x_0 (order 1), and the one before it is at most of order 2.
+
+    Args:
+        order: 1, 2 or 3.
     """
 
     max_order = 3
@@ -166,41 +174,26 @@ class DPMSolverPP(Sampler):
         super().__init__(steps, spacing)
         if not 1 <= order <= self.max_order:
             raise ValueError(f"{type(self).__name__}'s order is 1 to {self.max_order}, not {order}.")
-        self.order = order
+        self.order = self.history = order
 
-    @torch.no_grad()
-    def iterate(
-        self,
-        network: Network,
-        diffusion: GaussianDiffusion,
-        x_T: Images,
-        randn_like: RandnLike = torch.randn_like,
-        part: slice = WHOLE,
-    ) -> Iterator[SamplerStep]:
-        timesteps = self.timesteps(diffusion)
-        alpha_bars = torch.cat([diffusion.betas.new_ones(1), diffusion.alpha_bars[timesteps]])  # of x_0, then x_t
-        log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2  # λ
-        x_t, x0s = x_T, list[Images]()
-        for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            output = network(x_t, _batch_of(t, x_t))
-            x0, _ = diffusion.predict_x0_and_epsilon(output, x_t, _batch_of(t, x_t))
-            x0s = [x0, *x0s][: min(self.order, i + 1)]
-            gaps = -log_snr[i : i + len(x0s) + 1].diff()
-            x_t = self._step(x_t, x0s, gaps.tolist(), alpha_bars[i + 1].item(), alpha_bars[i].item(), randn_like)
-            yield SamplerStep(t, x_t, x0)
+    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+        x0s = x0s[: i + 1]
+        gaps = -walk.log_snr[i : i + len(x0s) + 1].diff()
+        now, after = walk.alpha_bars[i + 1].item(), walk.alpha_bars[i].item()
+        return self._solve(x_t, x0s, gaps.tolist(), now, after, walk.randn_like)
 
-    def _step(
+    def _solve(
         self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, randn_like: RandnLike
     ) -> Images:
-        """From ᾱ = `now` to `after`.
+        """Take one step from ᾱ = `now` to ᾱ = `after`.
 
         Args:
-            x0s: the predictions, the newest first.
-            gaps: the step's length in λ, then what lies between one prediction and the next.
+            x0s: the predictions to use, newest first.
+            gaps: the length of the step in λ, then the distances in λ between successive predictions.
         """
         h, *between = gaps
         gain = -math.expm1(-h)
-        # σ_t/σ_s x_s - α_t (e^-h - 1) D_0, then what the derivatives of the prediction in λ add.
+        # σ_t/σ_s x_s - α_t (e^-h - 1) D_0, then the terms of the prediction's derivatives in λ.
         x = math.sqrt((1 - after) / (1 - now)) * x_t + math.sqrt(after) * gain * x0s[0]
         if len(x0s) == 2:
             return x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
@@ -213,14 +206,17 @@ class DPMSolverPP(Sampler):
 
 
 class SDEDPMSolverPP(DPMSolverPP):
-    """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): the same for the reverse SDE, with fresh noise in each step.
+    """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): solves the reverse SDE, with fresh noise in each step.
 
     Order 1 is DDIM with η = 1, the ancestral chain of small variance.
+
+    Args:
+        order: 1 or 2.
     """
 
     max_order = 2
 
-    def _step(
+    def _solve(
         self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, randn_like: RandnLike
     ) -> Images:
         h, *between = gaps
@@ -232,9 +228,5 @@ class SDEDPMSolverPP(DPMSolverPP):
 
 
 def _slope(x0s: Sequence[Images], ratio: float) -> Images:
-    """The change of the prediction in a step that is `ratio` times as long as what lies between the newest two."""
+    """Return the change of the prediction over a step `ratio` times as long as the gap between the newest two."""
     return (x0s[0] - x0s[1]) * ratio
-
-
-def _batch_of(t: int, images: Images) -> Int64[Tensor, " B"]:
-    return torch.full((len(images),), t, dtype=torch.int64, device=images.device)

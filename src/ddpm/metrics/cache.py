@@ -1,26 +1,27 @@
-"""Tensors that take long to make and depend only on what is known: kept in a folder under a key of that."""
+"""Tensors that take long to compute, kept in a folder under a key of what they depend on."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ddpm.errors import UserError
+from ddpm.runs.checkpoints import check_archive
 from ddpm.runs.files import make_folder, replace_file
-
-CHECKSUM = "sha256"
 
 
 def cached(
     folder: Path | None, name: str, depends_on: tuple[str, ...], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What `make` returns, from `folder` if it is there; a file that is damaged is made anew.
+    """What `make` returns, read from `folder` if it is there. A damaged file is replaced.
+
+    The files are those of `torch.save`; their checksums are verified as a checkpoint's are.
 
     Args:
-        folder: None keeps nothing.
+        folder: if None, nothing is kept.
         name: begins the file's name; the key follows.
         depends_on: everything that changes the result.
 
@@ -30,12 +31,14 @@ def cached(
     if folder is None:
         return make()
     key = hashlib.sha256("\n".join(depends_on).encode()).hexdigest()[:16]
-    path = folder / f"{name}-{key}.safetensors"
+    path = folder / f"{name}-{key}.pt"
     tensors = _read(path)
     if tensors is None:
         tensors = make()
+        archive = io.BytesIO()
+        torch.save(tensors, archive)
         make_folder(folder)
-        replace_file(path, safetensors.torch.save({**tensors, CHECKSUM: _checksum(tensors)}))
+        replace_file(path, archive.getvalue())
     return tensors
 
 
@@ -45,16 +48,11 @@ def digest(tensor: Tensor) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    try:
-        tensors = safetensors.torch.load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
+    if not path.exists():
         return None
-    checksum = tensors.pop(CHECKSUM, None)
-    return tensors if checksum is not None and torch.equal(checksum, _checksum(tensors)) else None
-
-
-def _checksum(tensors: dict[str, Tensor]) -> Tensor:
-    """uint8 [32]: safetensors itself notices a file that is too short, not one with other bytes."""
-    names = sorted(tensors)
-    whole = hashlib.sha256("\n".join([*names, *(digest(tensors[name]) for name in names)]).encode())
-    return torch.frombuffer(bytearray(whole.digest()), dtype=torch.uint8)
+    try:
+        check_archive(path)
+    except UserError:
+        return None
+    tensors: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return tensors

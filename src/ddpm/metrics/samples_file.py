@@ -6,11 +6,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm.data.idx import read_idx
+from ddpm.data.picture_files import find_pictures, read_picture_file
 from ddpm.metrics.digit_classifier import IMAGE_SHAPE
 
 ARRAY_NAMES = ("images", "arr_0")
@@ -20,7 +19,7 @@ ROUNDING = 1e-3  # floats may lie outside their range by this much
 def read_samples(path: Path) -> Tensor:
     """Grey digits, white on black, as uint8 [N, 1, 28, 28].
 
-    - a folder: every *.png in it and in the folders below, in the order of their paths
+    - a folder: every picture in it and in the folders below, in the order of their paths
     - *.npy: one array; *.npz: its only array, or the one called "images" or "arr_0"
     - an IDX file, gzipped if it ends in .gz
 
@@ -52,6 +51,8 @@ def to_digits(array: np.ndarray, name: str) -> Tensor:
 
 
 def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
+    if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} has elements of {array.dtype}: expected integers or floats.")
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.integer):
         if low < 0 or high > 255:
@@ -59,8 +60,6 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
         if high <= 1:
             raise ValueError(f"{name} has the integers 0 and 1 alone: multiply by 255 if 1 is white.")
         return array.astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{name} has elements of {array.dtype}: expected integers or floats.")
     if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # written so that NaN is refused too
         raise ValueError(
             f"{name} has floats from {low:g} to {high:g}: expected [0, 1] or [-1, 1]; clamp them, or divide by 255."
@@ -76,32 +75,37 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read_folder(folder: Path) -> Tensor:
-    paths = sorted(folder.rglob("*.png"))
-    if not paths:
-        raise ValueError(f"there is no *.png in {folder}.")
-    return to_digits(np.stack([_read_png(path) for path in paths]), str(folder))
+    found = find_pictures(folder)
+    if not found.pictures:
+        raise ValueError(f"there is no picture in {folder}. {found.note()}".rstrip())
+    return to_digits(np.stack([_read_digit(path) for path in found.pictures]), str(folder))
 
 
-def _read_png(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.size != IMAGE_SHAPE[:0:-1]:
-                raise ValueError(f"{path} is {image.width}×{image.height} pixels: expected 28×28.")
-            if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
-                raise ValueError(f"{path} is of the mode {image.mode}: expected 8 bits, grey or RGB.")
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is no PNG file, or is damaged.") from error
+def _read_digit(path: Path) -> np.ndarray:
+    picture = read_picture_file(path, "L")
+    if picture.size != IMAGE_SHAPE[:0:-1]:
+        raise ValueError(f"{path} is {picture.width}×{picture.height} pixels: expected 28×28.")
+    return np.asarray(picture)
+
+
+def seem_inverted(digits: Tensor) -> bool:
+    """Whether most digits [N, 1, 28, 28] have a light border: dark on white, where white on black is expected."""
+    border = torch.cat([digits[..., [0, -1], :].flatten(1), digits[..., :, [0, -1]].flatten(1)], dim=1)
+    return bool((border.float().mean(dim=1) > 127.5).float().mean() > 0.5)
 
 
 def _read_numpy(path: Path) -> np.ndarray:
     try:
-        with path.open("rb") as file:  # np.load would leave its own open when the file is damaged
-            loaded = np.load(file, allow_pickle=False)
-            arrays = dict(loaded) if isinstance(loaded, NpzFile) else {ARRAY_NAMES[0]: loaded}
-    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        if path.suffix == ".npy":  # mapped: a header that promises more than the file holds takes no memory
+            arrays = {ARRAY_NAMES[0]: np.lib.format.open_memmap(path, mode="r")}
+        else:
+            with path.open("rb") as file:  # np.load would leave its own open when the file is damaged
+                arrays = dict(np.load(file, allow_pickle=False))
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no NumPy file of plain numbers, or is damaged.") from error
     named = [arrays[name] for name in ARRAY_NAMES if name in arrays] or list(arrays.values())
     if not named or (len(arrays) > 1 and not arrays.keys() & set(ARRAY_NAMES)):
         raise ValueError(f"{path} holds the arrays {list(arrays)}: call that of the digits images.")
+    if not isinstance(named[0], np.ndarray):
+        raise ValueError(f"{path} is no NumPy file of plain numbers, or is damaged.")
     return named[0]

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step: a reader, or a kill at any moment, finds the old one or the new one, whole."""
+"""Replace files in one step: readers, and a kill at any moment, find the old file or the new one, complete."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from ddpm.errors import UserError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file says; empty where it is absent, damaged, or no object."""
+    """Return the object in a JSON file, empty if the file is absent, damaged or holds no object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -20,10 +20,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, and those above it.
+    """Make a folder and those above it.
 
     Raises:
-        UserError: that is not possible there.
+        UserError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -32,17 +32,17 @@ def make_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` in the place of `path`."""
+    """Replace `path` by a file with this content."""
     with replacing(path, data):
         pass
 
 
 @contextmanager
 def replacing(path: Path, data: bytes | memoryview) -> Iterator[None]:
-    """Within the block `data` lies beside `path`, on the disk; after it, in its place.
+    """Write `data` to a temporary file beside `path` and sync it; after the block, rename it to `path`.
 
     Raises:
-        OSError: it could not be written; `path` is as it was.
+        OSError: the file could not be written; `path` is unchanged.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -58,7 +58,7 @@ def replacing(path: Path, data: bytes | memoryview) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; a rename is not until then."""
+    """Write a folder's entries to the disk. Without this, a rename may be lost when the power fails."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

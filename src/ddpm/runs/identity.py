@@ -1,4 +1,4 @@
-"""A run's name and place, as a function of what was asked for on the command line."""
+"""The name and directory of a run, as a function of its overrides."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-MAX_LENGTH = 119  # characters of a name, its digest included
+MAX_LENGTH = 119  # characters of a name, with its digest
 SWEPT_KEYS = "DDPM_SWEPT_KEYS"
-"""the environment variable that tells a job which keys its sweep varies, separated by commas"""
-DELETED = "~"  # the value of a key that was removed with `~key`
+"""environment variable of a sweep's jobs: the keys that the sweep varies, separated by commas"""
+DELETED = "~"  # stands for the value of a key that `~key` removes
 
 _DIGEST = re.compile(r"\.[0-9a-f]{10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def task_overrides() -> list[str]:
-    """What the user (or the sweep) asked of the job that runs now, as it was typed, without overrides of Hydra."""
-    # To Hydra they are config values: `seed='${other}'` would be looked up in Hydra's own config.
+    """Return the overrides of the current job as they were typed, without those of Hydra itself."""
+    # Unresolved: Hydra would look up `seed='${other}'` in its own config.
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(overrides, list)
     return overrides
@@ -35,20 +35,21 @@ def run_directory(
     experiment: str | None = None,
     not_identity: Iterable[str] = (),
 ) -> Path:
-    """`outputs/<command>/<experiment or "default">/<name of the overrides or "base">`.
+    """Return `outputs/<command>/<experiment or "default">/<name of the overrides or "base">`.
 
-    `overrides` are Hydra's task overrides of one job (`task_overrides()`). Their order, spacing and `+`, `++` make
-    no difference, and a later one wins over an earlier one with its key.
+    `overrides` are the task overrides of one job (`task_overrides()`). Their order, their spacing, and `+` or `++`
+    make no difference. Of several overrides with one key the last one counts.
     """
     folder = "default" if experiment is None else _readable(experiment, plain=experiment != "default")
     return Path(outputs) / command / folder / run_name(overrides, not_identity)
 
 
 def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str]:
-    """A name for what is made of runs, or of folders of runs, and what to add to it so that no others share it.
+    """Return (name, suffix) for results made from runs or from folders of runs; together they are unique.
 
-    Below outputs/train it is the way from there, and nothing is to be added. One that lies elsewhere has its own name
-    and, to be added, a digest of where it lies; several have a digest of all.
+    A place below outputs/train has its path relative to that folder as its name, and no suffix. For a place elsewhere
+    the name is the folder's, and the suffix a digest of its path. For several places the suffix is a digest of all
+    paths.
     """
     first, *others = (place.resolve() for place in places)
     trained = (Path(outputs) / "train").resolve()
@@ -63,11 +64,11 @@ def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str
 
 
 def run_name(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> str:
-    """`key-value` of each override that makes another run, sorted, joined by `_`; "base" without any.
+    """Return `key-value` of each override that identifies the run, sorted and joined by `_`; "base" without any.
 
-    Only `A-Za-z0-9._-`, below 120 characters. Where the words could stand for other overrides too
-    (characters replaced, a cut, an unlucky underscore) ten digits of a digest follow: a name belongs to one
-    set of overrides.
+    The name has only the characters `A-Za-z0-9._-` and is shorter than 120. If other overrides could have the same name
+    (because characters were replaced, the name was cut, or a value contains an underscore in the wrong place), ten
+    digits of a digest follow. So each name belongs to one set of overrides.
     """
     items = identity_overrides(overrides, not_identity)
     if not items:
@@ -77,10 +78,10 @@ def run_name(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> str:
 
 
 def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> dict[str, str]:
-    """The overrides that make another run, key to value, sorted by key.
+    """Return the overrides that identify the run, key -> value, sorted by key.
 
-    Left out are Hydra's own, the choice of the experiment, and the keys of `not_identity`, each with all
-    below it (`logger` covers `logger=none` and `logger.name=x`).
+    Overrides of Hydra, the choice of the experiment, and the keys in `not_identity` are left out, with all keys below
+    them: `logger` covers `logger=none` and `logger.name=x`. An entry `key=` covers only the choice of a group.
     """
     ignored = {"hydra", "experiment", *not_identity}
     items = {}
@@ -94,8 +95,11 @@ def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = (
 
 
 def _value(override: Override) -> str:
-    """One spelling for each value, as a sweep spells its values anew: `1e-3` is `0.001`, `[1, 2]` is `[1,2]`,
-    `'a'` is `a`. Strings that would read as another value are quoted."""
+    """Return one spelling for equal values: `0.001` for `1e-3`, `[1,2]` for `[1, 2]`, `a` for `'a'`.
+
+    A sweep passes its values in another spelling than the user typed. Strings that would be read as another type stay
+    quoted.
+    """
     if override.is_delete():
         return DELETED
     value = override.value()
@@ -103,16 +107,18 @@ def _value(override: Override) -> str:
         if not _PLAIN.fullmatch(value):
             return json.dumps(value)
         reread = OverridesParser.create().parse_override(f"key={value}").value()
-        return value if reread == value and isinstance(reread, str) else json.dumps(value)
+        return value if reread == value else json.dumps(value)
     return json.dumps(value, separators=(",", ":"))
 
 
 def _parse(words: str) -> dict[str, str]:
-    """Overrides back from a name's words. Words stand alone only where this returns what they were made of;
-    as it is a function, no two sets of overrides can share them.
+    """Return the overrides that the words of a name stand for.
 
-    A piece without `-` goes on with the value before it (`model-unet_small`), or, with a dot in it, begins
-    the next key (`seed-1_trainer.max_steps-5`).
+    A name has no digest only if this function returns the overrides that it was made from. A function returns one
+    result per argument, so two sets of overrides cannot share such a name.
+
+    The words are split at `_`. A piece without `-` continues the value before it (`model-unet_small`), or, if it
+    contains a dot, starts the next key (`seed-1_trainer.max_steps-5`).
     """
     items: dict[str, str] = {}
     key, start = None, ""
@@ -129,7 +135,7 @@ def _parse(words: str) -> dict[str, str]:
 
 
 def _readable(words: str, plain: bool, exact: str | None = None) -> str:
-    """`words` themselves if plain, else made so, with a digest of what they stand for (`exact`)."""
+    """Return `words` if they are plain, else a plain form of them with a digest of `exact`, what they stand for."""
     if plain and len(words) <= MAX_LENGTH and _PLAIN.fullmatch(words) and not _DIGEST.search(words):
         return words
     digest = hashlib.sha256((exact or words).encode()).hexdigest()[:10]

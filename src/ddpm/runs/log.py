@@ -1,4 +1,4 @@
-"""A run's own log."""
+"""The log file of a run."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Within the block, add what is logged to the file at `path`; an exception that ends it leaves its traceback."""
+    """Append log messages to the file `path` within the block, and the traceback of an exception that leaves it."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
@@ -20,7 +20,7 @@ def log_to(path: Path) -> Iterator[None]:
         yield
     except Exception:
         record = root.makeRecord("ddpm", logging.ERROR, __file__, 0, "failed", (), sys.exc_info())
-        handler.handle(record)  # here alone: the command shows it on the screen itself
+        handler.handle(record)  # only into the file: the command prints the error itself
         raise
     finally:
         root.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""What Slurm tells a process about its job."""
+"""What Slurm says about the job of this process."""
 
 import os
 import shutil
@@ -6,25 +6,25 @@ import subprocess
 
 
 def is_task() -> bool:
-    """Whether `srun` has started this process, and with it all others of the job.
+    """Return whether `srun` started this process, and so all processes of the job.
 
-    As Lightning sees it: a shell that `salloc` gave is none.
+    As in Lightning, an interactive shell from `salloc` does not count.
     """
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 def is_requeued() -> bool:
-    """Whether this job has run before, and was put back into the queue: preempted, at its time limit …"""
+    """Return whether Slurm put this job back into the queue after an earlier start, for example after a preemption."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def means_to_go_on() -> bool:
-    """Whether Slurm has this job in its list as one that runs: neither cancelled nor put back into the queue.
+    """Return whether Slurm lists this job as running, so neither cancelled nor requeued.
 
-    SIGTERM is then the warning before a preemption, and a job that ends within its period of grace is not put back.
+    Then SIGTERM is the warning before a preemption. Slurm does not requeue a job that exits within its grace time.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None or shutil.which("squeue") is None:  # a container need not have it
+    if job is None or shutil.which("squeue") is None:  # a container may lack squeue
         return False
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() == "RUNNING"

@@ -21,7 +21,7 @@ State = Literal["running", "finished", "failed", "interrupted", "pruned"]
 INTERRUPTED = 75
 """exit code of a run that was asked to stop and that the same command continues: EX_TEMPFAIL"""
 
-PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
+PACKAGES = ("ddpm-lightning", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
 
 def now() -> str:

@@ -1,6 +1,7 @@
 """A training that a real study stops."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from small import fit, small_model
 from ddpm.launch.search.pruning import StopHopelessTrial
 from ddpm.training.callbacks import LastCheckpoint
 
-EVERY = {"limit_val_batches": 1, "val_check_interval": 2}
+EVERY: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 2}
 
 
 @pytest.fixture

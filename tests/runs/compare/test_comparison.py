@@ -11,10 +11,10 @@ from ddpm.runs.compare import (
     draw_comparison,
     html_page,
     markdown_page,
-    points_table,
     runs_table,
-    write_points_csv,
+    settings_table,
     write_runs_csv,
+    write_settings_csv,
 )
 
 ROOT = Path("outputs/train/x")
@@ -27,7 +27,7 @@ def record(name, bpd=None, state="finished", step=100, **settings):
 
 @pytest.fixture
 def compared():
-    """Two settings, three seeds each; of the second, one seed is on its way."""
+    """Two settings with three seeds each. One seed of the second setting is still running."""
     return compare(
         [
             record("b2", 4.0, lr=0.01, seed=2, state="running", step=50),
@@ -40,18 +40,18 @@ def compared():
     )
 
 
-def test_runs_are_in_the_order_of_settings_and_seeds(compared):
+def test_runs_are_sorted_by_settings_and_seeds(compared):
     assert [compared.name(run) for run in compared.runs] == ["a0", "a2", "a10", "b0", "b1", "b2"]
     assert (compared.root, compared.varying, compared.metrics) == (ROOT, ["lr"], ["val/bpd"])
 
 
-def test_means_and_standard_errors_are_over_the_finished_seeds(compared):
-    first, second = compared.points
-    # sd 0.2 of three, sd 0.4/√2 of two
+def test_means_and_standard_errors_of_the_finished_seeds(compared):
+    first, second = compared.groups
+    # standard deviations: 0.2 for three values, 0.4/√2 for two
     assert first.estimate("val/bpd") == pytest.approx((1.2, 0.2 / 3**0.5, 3))
     assert second.estimate("val/bpd") == pytest.approx((2.2, 0.2, 2))
     assert second.estimate("val/loss") is None
-    assert points_table(compared) == (
+    assert settings_table(compared) == (
         ["lr", "seeds", "step", "val/bpd"],
         [["0.001", "3", "100", "1.20 ± 0.12"], ["0.01", "2 of 3", "100–120", "2.20 ± 0.20"]],
     )
@@ -59,21 +59,21 @@ def test_means_and_standard_errors_are_over_the_finished_seeds(compared):
     assert compared.best_run is None  # none has a checkpoint
 
 
-def test_a_seed_that_diverged_is_not_hidden():
+def test_a_diverged_seed_shows_in_the_number_of_values():
     compared = compare([record("0", 1.0, seed=0), record("1", 2.0, seed=1), record("2", None, seed=2)])
-    assert points_table(compared).rows == [["3", "100", "1.50 ± 0.50 (n=2)"]]
+    assert settings_table(compared).rows == [["3", "100", "1.50 ± 0.50 (n=2)"]]
 
 
-def test_copies_of_a_run_are_not_two_seeds():
+def test_a_copied_run_counts_once():
     runs = [record("a/x", 1.0, seed=0), record("b/x", 1.5, seed=0, step=70), record("a/y", 2.0, seed=1)]
-    (point,) = compare(runs).points
+    (point,) = compare(runs).groups
     assert point.estimate("val/bpd") == pytest.approx((1.5, 0.5, 2))
     assert len(compare(runs).runs) == 3
 
 
 def test_one_run_has_no_standard_error():
     compared = compare([record("only", 1.23456, seed=0)])
-    assert points_table(compared).rows == [["1", "100", "1.235"]]
+    assert settings_table(compared).rows == [["1", "100", "1.235"]]
     assert runs_table(compared) == (
         ["seed", "state", "step", "time", "val/bpd", "run", "best checkpoint"],
         [["0", "finished", "100", "0:01:00", "1.235", "only", "–"]],
@@ -91,25 +91,25 @@ def test_one_run_has_no_standard_error():
         ([-1.0, 1.0], "0.0 ± 1.0"),
     ],
 )
-def test_as_many_digits_as_the_standard_error_warrants(values, shown):
+def test_digits_follow_the_standard_error(values, shown):
     compared = compare([record(str(seed), value, seed=seed) for seed, value in enumerate(values)])
-    assert points_table(compared).rows[0][-1] == shown
+    assert settings_table(compared).rows[0][-1] == shown
 
 
-def test_runs_without_a_config_are_rows_but_no_points(compared):
+def test_runs_without_a_config_have_a_row_but_no_group(compared):
     odd = RunRecord(ROOT / "odd", "unreadable", error="config.yaml cannot be read")
     both = compare([odd, *compared.runs])
-    assert len(both.points) == 2
+    assert len(both.groups) == 2
     assert runs_table(both).rows[-1] == ["?", "?", "unreadable", "–", "–", "–", "odd", "–"]
     alone = compare([odd])
-    assert (alone.points, alone.quality, alone.best_run) == ([], None, None)
+    assert (alone.groups, alone.quality, alone.best_run) == ([], None, None)
     assert draw_comparison(alone, {ROOT / "odd": {"val/bpd": Curve([1], [1.0])}}) is None
     assert "unreadable" in html_page("t", alone, {}, {})
 
 
 def test_csv_has_all_digits(compared, tmp_path):
-    write_points_csv(tmp_path / "points.csv", compared)
-    rows = read_csv(tmp_path / "points.csv")
+    write_settings_csv(tmp_path / "settings.csv", compared)
+    rows = read_csv(tmp_path / "settings.csv")
     assert list(rows[0]) == ["lr", "finished", "seeds", "val/bpd", "val/bpd_se", "val/bpd_n"]
     assert [(row["lr"], row["finished"], row["seeds"]) for row in rows] == [("0.001", "3", "3"), ("0.01", "2", "3")]
     assert float(rows[0]["val/bpd_se"]) == pytest.approx(0.2 / 3**0.5, rel=1e-14)
@@ -125,7 +125,7 @@ def test_csv_has_all_digits(compared, tmp_path):
 NASTY = '<script>alert(1)</script> & | [red]\n"x"'
 
 
-def test_what_a_name_holds_is_text():
+def test_names_and_errors_are_escaped():
     run = RunRecord(ROOT / "<b>&", "failed", 3, None, NASTY, {"seed": 0, "k": NASTY}, {})
     compared = compare([run, record("plain", seed=0, k="k")])
     page = html_page(NASTY, compared, {}, {run.directory: Samples(3, b"")})
@@ -140,7 +140,7 @@ def test_what_a_name_holds_is_text():
     assert columns == [3] * 4 + [7] * 4  # two tables, each a header, a line and two rows
 
 
-def test_the_figure_shows_what_there_is(compared):
+def test_the_figure_draws_any_comparison(compared):
     curves = {run.directory: {"val/bpd": Curve([1, 2], [float("nan"), 2.0])} for run in compared.runs[:2]}
     assert draw_comparison(compared, {}, {}).startswith(b"\x89PNG")
     assert draw_comparison(compared, curves, dark=True).startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ from ddpm.runs.compare import varying_settings
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Of a run with some overrides, as its directory has them."""
+    """The settings of a run with some overrides, read from its directory."""
     folder = tmp_path_factory.mktemp("runs")
 
     @cache
@@ -70,20 +70,20 @@ def test_a_grid_has_a_column_for_each_of_its_keys(settings):
     }
 
 
-def test_what_a_choice_does_not_explain_is_told(settings):
-    """Two settings that change together with the schedule: nothing of it is hidden."""
+def test_settings_that_change_together_are_all_shown(settings):
+    """The number of steps changes together with the schedule."""
     overrides = ["schedule=linear schedule.num_steps=50", "schedule=cosine schedule.num_steps=100"]
     columns = varying_settings([settings(words) for words in overrides])
     assert columns == {"schedule": ["linear num_steps=50", "cosine num_steps=100"]}
 
 
-def test_leaves_that_go_two_ways_are_two_columns():
+def test_leaves_of_one_node_that_vary_independently_are_two_columns():
     configs = [{"a.x": x, "a.y": -x, "a.z": z, "a.w": 2 * z} for x in (1, 2) for z in (3, 4)]
     columns = varying_settings(configs)
     assert list(columns.values()) == [["x=1 y=-1"] * 2 + ["x=2 y=-2"] * 2, ["z=3 w=6", "z=4 w=8"] * 2]
     assert len(columns) == 2
 
 
-def test_a_setting_that_some_configs_lack(settings):
+def test_a_setting_that_some_configs_lack():
     assert varying_settings([{"a": 1}, {"b": True, "a": 1}]) == {"b": [None, True]}
     assert varying_settings([]) == {}

@@ -21,7 +21,7 @@ from ddpm.data import ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.metrics.quality import MIN_IMAGES
-from ddpm.metrics.samples_file import read_samples
+from ddpm.metrics.samples_file import read_samples, seem_inverted
 from ddpm.runs import identity_overrides, load_checkpoint, provenance, run_directory, task_overrides, write_json
 from ddpm.runs.files import make_folder
 
@@ -113,6 +113,8 @@ def measure_samples(cfg: DictConfig) -> None:
         samples = read_samples(Path(cfg.samples).expanduser())
     except ValueError as error:
         raise UserError(f"samples: {error}") from error
+    if seem_inverted(samples):
+        display.console.print("The samples seem inverted: expected white digits on a black background.")
     data = with_images(build(cfg.data if cfg.data is not None else mnist(cfg)))
     if not sample_quality.knows(data):
         raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")

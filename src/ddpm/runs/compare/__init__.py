@@ -1,26 +1,26 @@
-"""Many runs beside each other: the settings in which they differ, tables, plots, a page. Imports without torch."""
+"""Many runs side by side: the settings in which they differ, tables, plots, a page. Imports no torch."""
 
-from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate, Point, compare
+from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate, SeedGroup, compare
 from ddpm.runs.compare.figure import draw_comparison
 from ddpm.runs.compare.page import html_page, markdown_page, states
 from ddpm.runs.compare.settings import varying_settings
-from ddpm.runs.compare.tables import NUMBERS, TextTable, points_table, runs_table, write_points_csv, write_runs_csv
+from ddpm.runs.compare.tables import NUMBERS, TextTable, runs_table, settings_table, write_runs_csv, write_settings_csv
 
 __all__ = [
     "METRICS",
     "NUMBERS",
     "Comparison",
     "Estimate",
-    "Point",
+    "SeedGroup",
     "TextTable",
     "compare",
     "draw_comparison",
     "html_page",
     "markdown_page",
-    "points_table",
     "runs_table",
+    "settings_table",
     "states",
     "varying_settings",
-    "write_points_csv",
     "write_runs_csv",
+    "write_settings_csv",
 ]

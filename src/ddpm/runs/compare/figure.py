@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from ddpm.runs.collect import Curve, RunRecord, Samples, Value
-from ddpm.runs.compare.comparison import Comparison, Point
-from ddpm.runs.compare.settings import text
+from ddpm.runs.compare.comparison import Comparison, SeedGroup
+from ddpm.runs.compare.settings import format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,31 +20,29 @@ if TYPE_CHECKING:
 
 CURVES = ("val/bpd", "val/loss")
 MAX_PICTURES = 24
-MAX_SETTINGS = 8  # with a panel of their own
-MAX_COLOURS = 24  # that a legend can tell apart
-COLUMNS = 2  # of panels
-PICTURES = 6  # in a row
-MAX_TICKS = 6  # of a setting: more words are turned, more numbers are left to the axis
+MAX_SETTINGS = 8  # panels of settings
+MAX_COLORS = 24  # colors in the legend
+COLUMNS = 2  # panels in a row
+PICTURES = 6  # pictures in a row
+MAX_TICKS = 6  # ticks of a setting; beyond that, words are rotated and matplotlib places the numbers
 
 
-class Drawn(NamedTuple):
-    """What all panels draw from."""
+class PlotData(NamedTuple):
+    """The data of all panels."""
 
     compared: Comparison
     curves: Mapping[Path, Mapping[str, Curve]]
-    colours: list[str]
-    """of the points"""
+    colors: list[str]
+    """one color per group"""
 
     def runs(self) -> list[tuple[str, RunRecord]]:
-        """The runs of all points with their colours."""
+        """Return the runs of all groups with their colors."""
         return [
-            (colour, run)
-            for colour, point in zip(self.colours, self.compared.points, strict=True)
-            for run in point.runs
+            (color, run) for color, group in zip(self.colors, self.compared.groups, strict=True) for run in group.runs
         ]
 
 
-Panel = Callable[["Axes", Drawn], None]
+Panel = Callable[["Axes", PlotData], None]
 
 
 def draw_comparison(
@@ -53,13 +51,13 @@ def draw_comparison(
     samples: Mapping[Path, Samples] | None = None,
     dark: bool = False,
 ) -> bytes | None:
-    """The runs' curves over each other, their quality against each setting and against time, and their samples: a PNG.
+    """Return a PNG: the curves of all runs, the quality against each setting and against time, and the samples.
 
-    A colour stands for the settings, for all seeds. None if there is nothing to show.
+    All seeds of a group have one color. None if there is nothing to show.
 
     Args:
         curves, samples: by the run's directory.
-        dark: transparent, for a dark page; else for a light one.
+        dark: draw on a transparent background for a dark page.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -74,7 +72,7 @@ def draw_comparison(
         figure = Figure(figsize=(10, sum(heights)), dpi=150, layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         if panels:
-            _draw_panels(parts[0], panels, Drawn(compared, curves, _colours(len(compared.points))), panel_rows)
+            _draw_panels(parts[0], panels, PlotData(compared, curves, _colors(len(compared.groups))), panel_rows)
         if shown:
             _draw_samples(parts[-1], compared, {run.directory: run for run in shown}, samples or {}, picture_rows)
         png = io.BytesIO()
@@ -83,44 +81,44 @@ def draw_comparison(
 
 
 def _panels(compared: Comparison, curves: Mapping[Path, Mapping[str, Curve]]) -> list[Panel]:
-    drawn = [curves.get(run.directory, {}) for point in compared.points for run in point.runs]
+    all_curves = [curves.get(run.directory, {}) for group in compared.groups for run in group.runs]
     panels: list[Panel] = [
-        partial(_curve_panel, metric=metric) for metric in CURVES if any(metric in of_run for of_run in drawn)
+        partial(_curve_panel, metric=metric) for metric in CURVES if any(metric in of_run for of_run in all_curves)
     ]
-    if compared.quality is not None and compared.points:
+    if compared.quality is not None and compared.groups:
         panels += [partial(_setting_panel, key=key) for key in compared.varying[:MAX_SETTINGS]]
         panels.append(_time_panel)
     return panels
 
 
-def _draw_panels(part: "SubFigure", panels: list[Panel], drawn: Drawn, rows: int) -> None:
+def _draw_panels(part: "SubFigure", panels: list[Panel], plot: PlotData, rows: int) -> None:
     axes = part.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
-        panel(axis, drawn)
+        panel(axis, plot)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2, linewidth=0.5)
         axis.tick_params(labelsize=8)
     for axis in axes[len(panels) :]:
         axis.remove()
-    if note := _left_out(drawn.compared):
+    if note := _left_out(plot.compared):
         part.suptitle(note, fontsize=9, x=0.01, ha="left")
-    if 1 < len(drawn.compared.points) <= MAX_COLOURS:
+    if 1 < len(plot.compared.groups) <= MAX_COLORS:
         from matplotlib.lines import Line2D
 
         handles = [
-            Line2D([], [], color=colour, marker="o", markersize=4, linewidth=1.5, label=_label(point))
-            for colour, point in zip(drawn.colours, drawn.compared.points, strict=True)
+            Line2D([], [], color=color, marker="o", markersize=4, linewidth=1.5, label=_label(group))
+            for color, group in zip(plot.colors, plot.compared.groups, strict=True)
         ]
         part.legend(
-            handles=handles, loc="outside upper left", ncols=_legend_columns(drawn.compared), fontsize=8, frameon=False
+            handles=handles, loc="outside upper left", ncols=_legend_columns(plot.compared), fontsize=8, frameon=False
         )
 
 
-def _curve_panel(axis: "Axes", drawn: Drawn, metric: str) -> None:
+def _curve_panel(axis: "Axes", plot: PlotData, metric: str) -> None:
     values: list[float] = []
-    for colour, run in drawn.runs():
-        if curve := drawn.curves.get(run.directory, {}).get(metric):
-            axis.plot(*curve, color=colour, linewidth=1.2, alpha=0.8, marker="." * (len(curve.steps) < 30) or None)
+    for color, run in plot.runs():
+        if curve := plot.curves.get(run.directory, {}).get(metric):
+            axis.plot(*curve, color=color, linewidth=1.2, alpha=0.8, marker="." * (len(curve.steps) < 30) or None)
             values += filter(math.isfinite, curve.values)
     if values and min(values) > 0 and max(values) > 5 * min(values):
         axis.set_yscale("log")
@@ -128,10 +126,10 @@ def _curve_panel(axis: "Axes", drawn: Drawn, metric: str) -> None:
     axis.set_title(metric, fontsize=10, loc="left")
 
 
-def _setting_panel(axis: "Axes", drawn: Drawn, key: str) -> None:
-    """A dot for each run that counts, mean and standard error for each point; values that are no numbers, in order."""
-    compared, quality = drawn.compared, str(drawn.compared.quality)
-    values = list(dict.fromkeys(point.settings[key] for point in compared.points))
+def _setting_panel(axis: "Axes", plot: PlotData, key: str) -> None:
+    """Draw a dot per finished run, mean and standard error per group. Values that are no numbers are evenly spaced."""
+    compared, quality = plot.compared, str(plot.compared.quality)
+    values = list(dict.fromkeys(group.settings[key] for group in compared.groups))
     numbers = [value for value in values if isinstance(value, (int, float))]
     are_numbers = len(numbers) == len(values)
     place: dict[Value, float] = {value: i for i, value in enumerate(values)}
@@ -140,48 +138,48 @@ def _setting_panel(axis: "Axes", drawn: Drawn, key: str) -> None:
         if min(numbers) > 0 and max(numbers) >= 8 * min(numbers):
             axis.set_xscale("log")
         if len(numbers) <= MAX_TICKS:
-            axis.set_xticks(numbers, map(text, numbers))
+            axis.set_xticks(numbers, map(format_value, numbers))
             axis.set_xticks([], minor=True)
     else:
-        words = [_literal(textwrap.fill(text(value), 22, max_lines=3)) for value in values]
-        axis.set_xticks(range(len(values)), words if len(values) <= MAX_COLOURS else [""] * len(values))
+        words = [_literal(textwrap.fill(format_value(value), 22, max_lines=3)) for value in values]
+        axis.set_xticks(range(len(values)), words if len(values) <= MAX_COLORS else [""] * len(values))
         axis.set_xlim(-0.5, len(values) - 0.5)
         if len(values) > MAX_TICKS:
             axis.tick_params(axis="x", labelrotation=90)
-    for colour, point in zip(drawn.colours, compared.points, strict=True):
-        for run in point.finished or point.runs:
+    for color, group in zip(plot.colors, compared.groups, strict=True):
+        for run in group.finished or group.runs:
             if quality in run.metrics:
-                _dot(axis, place[point.settings[key]], run.metrics[quality], colour, run, alpha=0.6)
-        if estimate := point.estimate(quality):
+                _dot(axis, place[group.settings[key]], run.metrics[quality], color, run, alpha=0.6)
+        if estimate := group.estimate(quality):
             axis.errorbar(
-                place[point.settings[key]], estimate.mean, estimate.se or 0,
-                color=colour, marker="_", markersize=14, markeredgewidth=1.5, capsize=3, linewidth=1.2,
+                place[group.settings[key]], estimate.mean, estimate.se or 0,
+                color=color, marker="_", markersize=14, markeredgewidth=1.5, capsize=3, linewidth=1.2,
             )  # fmt: skip
     axis.set_xlabel(_literal(key), fontsize=9)
     axis.set_title(f"{quality}, mean ± standard error", fontsize=10, loc="left")
 
 
-def _time_panel(axis: "Axes", drawn: Drawn) -> None:
-    quality = str(drawn.compared.quality)
-    seconds = [run.seconds for _, run in drawn.runs() if run.seconds]
+def _time_panel(axis: "Axes", plot: PlotData) -> None:
+    quality = str(plot.compared.quality)
+    seconds = [run.seconds for _, run in plot.runs() if run.seconds]
     unit, name = (3600, "hours") if max(seconds, default=0) > 7200 else (60, "minutes")
-    for colour, run in drawn.runs():
+    for color, run in plot.runs():
         if quality in run.metrics and run.seconds:
-            _dot(axis, run.seconds / unit, run.metrics[quality], colour, run)
-    axis.set_xlabel(f"time of training [{name}]; hollow: not finished", fontsize=9)
+            _dot(axis, run.seconds / unit, run.metrics[quality], color, run)
+    axis.set_xlabel(f"training time [{name}]; hollow: not finished", fontsize=9)
     axis.set_title(f"{quality} against time", fontsize=10, loc="left")
 
 
-def _dot(axis: "Axes", x: float, y: float, colour: str, run: RunRecord, alpha: float = 1) -> None:
-    face = colour if run.state == "finished" else "none"
-    axis.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=5, alpha=alpha)
+def _dot(axis: "Axes", x: float, y: float, color: str, run: RunRecord, alpha: float = 1) -> None:
+    face = color if run.state == "finished" else "none"
+    axis.plot(x, y, "o", color=color, markerfacecolor=face, markersize=5, alpha=alpha)
 
 
 def _draw_samples(
     part: "SubFigure", compared: Comparison, shown: Mapping[Path, RunRecord], samples: Mapping[Path, Samples], rows: int
 ) -> None:
-    there = sum(run.directory in samples for run in compared.runs)
-    left_out = f", of {len(shown)} of {there} runs" if there > len(shown) else ""
+    total = sum(run.directory in samples for run in compared.runs)
+    left_out = f", of {len(shown)} of {total} runs" if total > len(shown) else ""
     part.suptitle(f"newest samples{left_out}", fontsize=10, x=0.01, ha="left")
     axes = part.subplots(rows, PICTURES, squeeze=False).flatten()
     for axis, (directory, run) in zip(axes, shown.items(), strict=False):
@@ -193,39 +191,39 @@ def _draw_samples(
         axis.set_axis_off()
 
 
-def _colours(points: int) -> list[str]:
-    if points <= 10:
-        return [f"C{i}" for i in range(points)]
+def _colors(groups: int) -> list[str]:
+    if groups <= 10:
+        return [f"C{i}" for i in range(groups)]
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return [to_hex(colormaps["turbo"](0.05 + 0.9 * i / (points - 1))) for i in range(points)]
+    return [to_hex(colormaps["turbo"](0.05 + 0.9 * i / (groups - 1))) for i in range(groups)]
 
 
-def _label(point: Point) -> str:
-    return _literal(textwrap.shorten(", ".join(point.labels), 120, placeholder=" …"))
+def _label(group: SeedGroup) -> str:
+    return _literal(textwrap.shorten(", ".join(group.labels), 120, placeholder=" …"))
 
 
 def _literal(words: str) -> str:
-    """Not a formula, whatever is in it."""
+    """Escape words so that matplotlib reads no formula in them."""
     return words.replace("$", r"\$")
 
 
 def _legend_columns(compared: Comparison) -> int:
-    longest = max((len(_label(point)) for point in compared.points), default=1)
+    longest = max((len(_label(group)) for group in compared.groups), default=1)
     return max(1, min(4, 130 // (longest + 8)))
 
 
 def _legend_rows(compared: Comparison) -> int:
-    points = len(compared.points)
-    return -(-points // _legend_columns(compared)) if 1 < points <= MAX_COLOURS else 0
+    groups = len(compared.groups)
+    return -(-groups // _legend_columns(compared)) if 1 < groups <= MAX_COLORS else 0
 
 
 def _left_out(compared: Comparison) -> str:
-    """What there is too much of to be shown."""
+    """Return what the figure leaves out, in words."""
     notes = []
     if len(compared.varying) > MAX_SETTINGS:
         notes.append(f"{MAX_SETTINGS} of {len(compared.varying)} settings have a panel")
-    if len(compared.points) > MAX_COLOURS:
-        notes.append(f"{len(compared.points)} colours, too many for a legend")
+    if len(compared.groups) > MAX_COLORS:
+        notes.append(f"{len(compared.groups)} colors, too many for a legend")
     return "; ".join(notes)

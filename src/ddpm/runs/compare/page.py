@@ -1,4 +1,4 @@
-"""A comparison as one page: HTML that needs nothing beside it, and Markdown."""
+"""A comparison as one page: HTML without other files, and Markdown."""
 
 import html
 from base64 import b64encode
@@ -11,10 +11,10 @@ from jinja2 import Environment, StrictUndefined
 
 from ddpm.runs.collect import Samples
 from ddpm.runs.compare.comparison import Comparison
-from ddpm.runs.compare.tables import NUMBERS, TextTable, points_table, runs_table
+from ddpm.runs.compare.tables import NUMBERS, TextTable, runs_table, settings_table
 from ddpm.runs.status import now
 
-COUNTED = "mean ± standard error over the seeds, finished runs alone"
+COUNTED = "mean ± standard error over the seeds of finished runs"
 
 
 def html_page(
@@ -23,11 +23,11 @@ def html_page(
     plots: Mapping[str, bytes],
     samples: Mapping[Path, Samples],
 ) -> str:
-    """The whole page; whatever a name or an error holds is shown as text.
+    """Return the HTML page. Names and errors are escaped, so they cannot act as HTML.
 
     Args:
-        plots: the figure as PNG, for "light" and for "dark" screens; none where there is nothing to plot.
-        samples: of the runs that have some, by directory.
+        plots: the figure as PNG, with the keys "light" and "dark"; empty if there is nothing to plot.
+        samples: pictures by the run's directory.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
@@ -37,7 +37,7 @@ def html_page(
         compared=compared,
         states=states(compared),
         counted=COUNTED,
-        points=points_table(compared),
+        settings=settings_table(compared),
         runs=runs_table(compared),
         numbers=NUMBERS,
         plots=plots,
@@ -47,25 +47,25 @@ def html_page(
 
 
 def markdown_page(title: str, compared: Comparison) -> str:
-    """The tables, and what went wrong."""
+    """Return the tables and the errors as Markdown."""
     parts = [
         f"# {_inline(title)}",
         f"{_inline(states(compared))} in `{compared.root}`, {now()}",
         f"## Settings: {COUNTED}",
-        _markdown_table(points_table(compared)),
+        _markdown_table(settings_table(compared)),
         "## Runs",
         f"Checkpoints are in `{compared.root}/RUN/checkpoints/`.",
         _markdown_table(runs_table(compared)),
     ]
     if errors := {compared.name(run): run.error for run in compared.runs if run.error}:
-        parts += ["## What went wrong", *(f"- {_inline(name)}: {_inline(error)}" for name, error in errors.items())]
+        parts += ["## Errors", *(f"- {_inline(name)}: {_inline(error)}" for name, error in errors.items())]
     if compared.best_run is not None:
         parts += [f"Lowest {compared.quality}: `{compared.best_run.checkpoint}`"]
     return "\n\n".join(parts) + "\n"
 
 
 def states(compared: Comparison) -> str:
-    """How many runs there are of each state."""
+    """Return the number of runs in each state, in words."""
     counts = Counter(run.state for run in compared.runs)
     runs = f"{len(compared.runs)} run{'s' * (len(compared.runs) > 1)}"
     return f"{runs} ({', '.join(f'{n} {state}' for state, n in counts.most_common())})"
@@ -77,5 +77,5 @@ def _markdown_table(table: TextTable) -> str:
 
 
 def _inline(words: str) -> str:
-    """As text on one line, in a table's cell too."""
+    """Escape words for one line of Markdown, also in a table cell."""
     return " ".join(html.escape(words, quote=False).replace("|", "\\|").split())

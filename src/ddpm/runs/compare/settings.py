@@ -1,4 +1,4 @@
-"""In which settings runs differ, in as few columns as tell it all."""
+"""The settings in which runs differ, in as few columns as possible."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,23 +7,23 @@ from itertools import chain
 from ddpm.runs.collect import Value
 
 Columns = dict[str, list[Value]]
-"""setting to its value in each run"""
+"""setting -> its value in each run"""
 
 TARGET = "_target_"
 
 
 def varying_settings(configs: Sequence[Mapping[str, Value]]) -> Columns:
-    """The settings that are not the same in all configs, with their value in each.
+    """Return the settings whose values differ between the configs, with the value in each config.
 
-    A config is its leaves by dotted key, with interpolations resolved and choices of a group filled in, so that one
-    override changes many of them. Three rules give one column back for each:
+    A config is given as its leaves by dotted key. Interpolations are resolved and group choices expanded, so one
+    override changes many leaves. Three rules reduce them to one column per override:
 
-    - A leaf with the last name and the values of another with a shorter key is its copy, and left out
-      (`diffusion.betas.num_steps` of `schedule.num_steps`).
-    - Leaves of one node of which one determines the others, over these configs, share a column under the node's name
+    - A leaf is a copy if a leaf with a shorter key has the same last name and the same values. Copies are left out
+      (`diffusion.betas.num_steps` is a copy of `schedule.num_steps`).
+    - If one leaf of a node determines other leaves of the node, they share a column with the node's name
       (`model`: `channels=16 blocks=1`).
-    - A `_target_` is told by its last part, first in its column (`schedule`: `cosine`). What only some of the targets
-      have, and always with the same value, follows from it and is left out.
+    - A `_target_` is shown by its last part, at the start of its column (`schedule`: `cosine`). A leaf that exists only
+      for some targets, and always with the same value, follows from the target and is left out.
     """
     keys = dict.fromkeys(chain.from_iterable(configs))
     columns = {key: [config.get(key) for config in configs] for key in keys}
@@ -56,7 +56,7 @@ def _without_copies(columns: Columns) -> Columns:
 
 
 def _groups(leaves: Columns) -> list[Columns]:
-    """The leaves of a node, each with those that it determines."""
+    """Return groups of a node's leaves. The first leaf that was put into a group determines the others."""
     groups: list[Columns] = []
     finest_first = sorted(leaves, key=lambda name: (-len(set(leaves[name])), name != TARGET))
     for name in finest_first:
@@ -71,17 +71,18 @@ def _groups(leaves: Columns) -> list[Columns]:
 
 
 def _determines(one: Sequence[Value], other: Sequence[Value]) -> bool:
+    """Return whether equal values in `one` always have equal values in `other`."""
     return len(set(zip(one, other, strict=True))) == len(set(one))
 
 
 def _in_words(group: Columns) -> list[Value]:
-    """The values of several leaves as one text a run."""
+    """Return the values of several leaves as one text per run."""
     names = [name for name in group if name != TARGET and not _follows_from_target(name, group)]
     texts: list[Value] = []
     for i in range(len(next(iter(group.values())))):
         target = group[TARGET][i] if TARGET in group else None
         words = [str(target).rpartition(".")[2]] if target is not None else []
-        words += [f"{name}={text(group[name][i])}" for name in names if group[name][i] is not None]
+        words += [f"{name}={format_value(group[name][i])}" for name in names if group[name][i] is not None]
         texts.append(" ".join(words) or None)
     return texts
 
@@ -90,8 +91,8 @@ def _follows_from_target(name: str, group: Columns) -> bool:
     return TARGET in group and None in group[name] and _determines(group[TARGET], group[name])
 
 
-def text(value: Value) -> str:
-    """A value as a user types it; a dash where there is none."""
+def format_value(value: Value) -> str:
+    """Return a value as a user types it, a dash for None."""
     if value is None:
         return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)

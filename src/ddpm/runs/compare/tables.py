@@ -1,4 +1,4 @@
-"""The two tables of a comparison, one row a point and one row a run: as text, and as CSV with all digits."""
+"""The two tables of a comparison, one row per group and one row per run: as text, and as CSV with all digits."""
 
 import csv
 import math
@@ -9,41 +9,41 @@ from typing import NamedTuple
 
 from ddpm.runs.collect import RunRecord, Value
 from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate
-from ddpm.runs.compare.settings import text
+from ddpm.runs.compare.settings import format_value
 
 NUMBERS = {"#", "seeds", "seed", "step", "time", *METRICS}
-"""the columns to be aligned at the right"""
+"""columns that are aligned to the right"""
 
 
 class TextTable(NamedTuple):
-    """A table to be read."""
+    """A table whose cells are formatted."""
 
     header: list[str]
     rows: list[list[str]]
 
 
-def points_table(compared: Comparison) -> TextTable:
-    """Settings × metrics: mean ± standard error over the seeds that are finished."""
+def settings_table(compared: Comparison) -> TextTable:
+    """Return one row per group: settings, number of seeds, steps, and mean ± standard error of each metric."""
     rows = [
         [
-            *map(text, point.settings.values()),
-            _share(len(point.finished), len(point.seeds)),
-            _steps(point.finished),
-            *(_estimate(point.estimate(metric), len(point.finished)) for metric in compared.metrics),
+            *map(format_value, group.settings.values()),
+            _share(len(group.finished), len(group.seeds)),
+            _steps(group.finished),
+            *(_estimate(group.estimate(metric), len(group.finished)) for metric in compared.metrics),
         ]
-        for point in compared.points
+        for group in compared.groups
     ]
     return TextTable([*compared.varying, "seeds", "step", *compared.metrics], rows)
 
 
 def runs_table(compared: Comparison) -> TextTable:
-    """What became of each run, and its newest numbers."""
+    """Return one row per run: settings, state, and the newest value of each metric."""
     header = [*compared.varying, "seed", "state", "step", "time", *compared.metrics, "run", "best checkpoint"]
     rows = [
         [
-            *(map(text, _settings(compared, run)) if run.settings else "?" * (len(compared.varying) + 1)),
+            *(map(format_value, _settings(compared, run)) if run.settings else "?" * (len(compared.varying) + 1)),
             run.state,
-            text(run.step),
+            format_value(run.step),
             _duration(run.seconds),
             *(_number(run.metrics.get(metric)) for metric in compared.metrics),
             compared.name(run),
@@ -54,20 +54,20 @@ def runs_table(compared: Comparison) -> TextTable:
     return TextTable(header, rows)
 
 
-def write_points_csv(path: Path, compared: Comparison) -> None:
-    """One row a point: its settings; seeds finished and seeds in all; of each metric mean, standard error and n."""
+def write_settings_csv(path: Path, compared: Comparison) -> None:
+    """Write one row per group: settings, finished and total seeds, and for each metric mean, standard error and n."""
     columns = [f"{metric}{part}" for metric in compared.metrics for part in ("", "_se", "_n")]
     rows = []
-    for point in compared.points:
-        row: list[Value] = [*point.settings.values(), len(point.finished), len(point.seeds)]
+    for group in compared.groups:
+        row: list[Value] = [*group.settings.values(), len(group.finished), len(group.seeds)]
         for metric in compared.metrics:
-            row += point.estimate(metric) or (None, None, 0)
+            row += group.estimate(metric) or (None, None, 0)
         rows.append(row)
     _write_csv(path, [*compared.varying, "finished", "seeds", *columns], rows)
 
 
 def write_runs_csv(path: Path, compared: Comparison) -> None:
-    """One row a run; time in seconds."""
+    """Write one row per run, with the time in seconds."""
     header = [*compared.varying, "seed", "state", "step", "seconds", *compared.metrics, "run", "checkpoint", "error"]
     rows: list[list[Value]] = [
         [
@@ -86,9 +86,9 @@ def write_runs_csv(path: Path, compared: Comparison) -> None:
 
 
 def _settings(compared: Comparison, run: RunRecord) -> list[Value]:
-    """The run's varying settings and its seed."""
-    point = compared.point_of(run)
-    values = point.settings.values() if point else [None] * len(compared.varying)
+    """Return the varying settings of a run and its seed."""
+    group = compared.group_of(run)
+    values = group.settings.values() if group else [None] * len(compared.varying)
     return [*values, run.settings.get("seed")]
 
 
@@ -109,7 +109,7 @@ def _steps(runs: Sequence[RunRecord]) -> str:
 
 
 def _estimate(estimate: Estimate | None, runs: int) -> str:
-    """Mean and standard error, that with two digits, and at most six of the mean; over how many, where not over all."""
+    """Format mean ± standard error: two digits of the error, at most six of the mean, and n if not all runs count."""
     if estimate is None:
         return "–"
     mean, se, n = estimate
@@ -121,7 +121,7 @@ def _estimate(estimate: Estimate | None, runs: int) -> str:
 
 
 def _exponent(value: float) -> int:
-    """Of the first digit, in powers of ten."""
+    """Return the power of ten of the first digit."""
     return math.floor(math.log10(abs(value))) if value else 0
 
 
@@ -130,5 +130,5 @@ def _number(value: float | None) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
