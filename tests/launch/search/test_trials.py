@@ -30,7 +30,8 @@ class HandLauncher(Launcher):
     """Writes the result of each job by `result(job) -> (state, step, metrics)`; a failed job has a text as metrics."""
 
     def __init__(self, result: Callable):
-        self.result, self.jobs = result, []
+        self.result = result
+        self.jobs: list[list[str]] = []
 
     def setup(self, **context): ...
 
