@@ -12,7 +12,7 @@ from ddpm.runs import slurm
         ({"SLURM_PROCID": "0", "SLURM_JOB_NAME": "script.sh"}, False),  # sbatch without srun
     ],
 )
-def test_srun_has_started_the_processes_of_a_job(monkeypatch, variables, is_task):
+def test_srun_starts_all_processes_of_a_job(monkeypatch, variables, is_task):
     for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -34,7 +34,7 @@ def test_keys_with_several_values_are_varied_and_the_others_fixed():
         ("range(0.1,0.5,0.2)", FloatDistribution(0.1, 0.3, step=0.2)),
         ("linear,cosine", CategoricalDistribution(["linear", "cosine"])),
         ("shuffle(1,2,3,4,5)", CategoricalDistribution(["1", "2", "3", "4", "5"])),
-        ("1e-3,true,null,'a b',[1,2],1e-3", CategoricalDistribution(["0.001", "true", "null", "'a b'", "[1,2]"])),
+        ("1e-3,true,null,'a b',[1,2],1e-3", CategoricalDistribution(["0.001", "True", "null", "'a b'", "[1,2]"])),
     ],
 )
 def test_each_kind_of_sweep_has_its_distribution(text, expected):
@@ -87,7 +87,7 @@ def test_values_a_two_hundredth_of_their_interval_apart_stay_apart():
         ("optimizer.lr=tag(log,interval(0.0,1.0))", r"^optimizer.lr=tag\(log,interval\(0.0,1.0\)\): "),
         ("optimizer.lr=interval(1.0,0.0)", r"^optimizer.lr=interval\(1.0,0.0\): "),
         ("seed=tag(uniform,interval(1,8))", "the only tag that a search knows is log, not uniform"),
-        ("seed=tag(log,1,2)", "a list of choices takes no tags"),
+        ("seed=tag(log,choice(1,2))", "a list of choices takes no tags"),
         ("seed=range(1,1)", "the range is empty"),
         ("schedule=glob(*)", r"^schedule=glob\(\*\): "),  # this parser has no configs
     ],

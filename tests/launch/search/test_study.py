@@ -35,19 +35,20 @@ def points(study, space, number):
 
 
 def test_a_study_continues_as_if_it_had_not_been_left(search, tmp_path):
-    whole = points(*search(), 14)
-    assert len({point["optimizer.lr"] for point in whole}) == 14
+    early = "hydra.sweeper.sampler.n_startup_trials=2"  # so that most points depend on the results before
+    whole = points(*search(early), 7)
+    assert len({point["optimizer.lr"] for point in whole}) == 7
     (tmp_path / "outputs" / "train" / "default" / "search.db").unlink()
-    assert points(*search(), 3) + points(*search(), 8) + points(*search(), 3) == whole
+    assert points(*search(early), 1) + points(*search(early), 4) + points(*search(early), 2) == whole
     (tmp_path / "outputs" / "train" / "default" / "search.db").unlink()
     assert points(*search("hydra.sweeper.sampler.seed=1000"), 1) != whole[:1]
 
 
-@pytest.mark.parametrize("sampler", ["random", "gp"])
-def test_other_samplers_choose_points_of_the_space(search, sampler):
-    found = points(*search(f"hydra/sweeper/sampler={sampler}"), 12)
-    assert len({point["optimizer.lr"] for point in found}) == 12
-    assert {point["schedule"] for point in found} <= {"linear", "cosine"}
+@pytest.mark.parametrize("options", [["random"], ["gp", "hydra.sweeper.sampler.n_startup_trials=2"]])
+def test_other_samplers_choose_points_of_the_space(search, options):
+    found = points(*search(f"hydra/sweeper/sampler={options[0]}", *options[1:]), 4)
+    assert len({point["optimizer.lr"] for point in found}) >= 3  # gp may choose one end of the interval again
+    assert all(1e-4 <= point["optimizer.lr"] <= 1e-2 for point in found)
 
 
 def test_reading_a_study_does_not_create_it(search, tmp_path):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Self
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Transformer
@@ -94,6 +95,8 @@ def numeric_distribution(sweep: IntervalSweep | RangeSweep) -> FloatDistribution
         if not numbers:
             raise ValueError("the range is empty")
         low, high, step = numbers[0], numbers[-1], abs(sweep.step)
+        if isinstance(high, float):  # in decimals, so that the step divides the interval
+            high = float(Decimal(str(low)) + (len(numbers) - 1) * Decimal(str(step)))
     assert low is not None
     assert high is not None
     if isinstance(low, int) and isinstance(high, int):
