@@ -48,7 +48,7 @@ class Curve(NamedTuple):
 
     @classmethod
     def of(cls, timesteps: Tensor, values: Tensor, edges: Tensor) -> Self:
-        """Returns the curve of `values` [N, K], a row for each image, at `timesteps` [N, K] that cover the bins evenly."""
+        """Returns the curve of `values` [N, K], a row an image, at `timesteps` [N, K] that cover the bins evenly."""
         bins = _bins(timesteps, edges)
         empty = values.new_zeros(len(values), len(edges) - 1)
         counts = empty.scatter_add(1, bins, torch.ones_like(values))
