@@ -1,4 +1,4 @@
-"""A progress bar that counts how often a network was asked."""
+"""A progress bar that counts network evaluations."""
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -9,10 +9,10 @@ from ddpm.diffusion.process import Network
 
 
 class Evaluations(Progress):
-    """A bar for each part of the work; an image at a timestep counts one.
+    """Shows one bar for each part of the work; one image at one timestep counts as one evaluation.
 
     Args:
-        processes: how many share the work, evenly: what this one does counts so many times.
+        processes: number of processes that share the work evenly; each evaluation here counts this many times.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -21,7 +21,7 @@ class Evaluations(Progress):
         super().__init__(*columns, console=display.console)
 
     def count(self, network: Network, part: str, total: int) -> Network:
-        """`network`, whose evaluations advance a bar of its own to `total`."""
+        """Returns `network` wrapped, so that its evaluations advance a new bar towards `total`."""
         task = self.add_task(part, total=total)
 
         def counted(x_t: Tensor, t: Tensor) -> Tensor:

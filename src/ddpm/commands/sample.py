@@ -1,4 +1,4 @@
-"""`ddpm sample`: draw images from a checkpoint, or make some from images that there are."""
+"""`ddpm sample`: draws images from a checkpoint, or edits images of the test set."""
 
 import shlex
 import time
@@ -27,21 +27,23 @@ from ddpm.runs.files import make_folder
 from ddpm.training.module import DDPM
 
 
-class Made(NamedTuple):
+class SampleResult(NamedTuple):
+    """The images of one command, and their picture."""
+
     images: Tensor
     """[N, C, H, W] in [-1, 1]"""
     evaluations: int
-    """of the network, counted by images"""
+    """network evaluations; a batch of B images counts B"""
     picture: Image.Image
     inputs: Tensor | None = None
-    """what they were made from, [M, C, H, W] in [-1, 1]"""
+    """the images that a mode started from, [M, C, H, W] in [-1, 1]"""
 
 
 def run(cfg: DictConfig) -> None:
-    """Write images as one picture and as an array: `num_samples` of them, or so many a row of a mode.
+    """Writes `num_samples` images, or `num_samples` in each row of a mode, as one picture and as an array.
 
     Raises:
-        UserError: no such checkpoint, data or image, or a sampler or a mode that does not go with the checkpoint.
+        UserError: checkpoint, data or image do not exist, or sampler or mode do not fit the checkpoint.
     """
     if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
         raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
@@ -81,20 +83,20 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """What `run` would do."""
+    """Returns what `run` would do."""
     return from_checkpoint.plan(cfg, "draw images")
 
 
-def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> Made:
-    """Images from noise."""
+def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> SampleResult:
+    """Returns images drawn from noise."""
     evaluations, processes = cfg.num_samples * steps, loaded.fabric.world_size
     with progress_bar(steps, evaluations) as advance:
         images = from_checkpoint.sample(cfg, loaded, sampler, lambda done: advance(done * processes))
-    return Made(images, evaluations, pictures.image_grid(images))
+    return SampleResult(images, evaluations, pictures.image_grid(images))
 
 
-def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mode) -> Made:
-    """Images from images of the test set."""
+def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mode) -> SampleResult:
+    """Returns images that `mode` makes from images of the test set."""
     images = pick_images(cfg, loaded.model).to(loaded.fabric.device)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
@@ -114,11 +116,11 @@ def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mo
 
     made = edited.made.flatten(0, 1).clamp(-1, 1)
     picture = pictures.image_table(edited.groups(), mode.captions(cfg.images))
-    return Made(made, evaluations, picture, images)
+    return SampleResult(made, evaluations, picture, images)
 
 
 def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
-    """The images `images=[…]` of the test set, [N, C, H, W] in [-1, 1]."""
+    """Returns the images of the test set with the indices in `cfg.images`, [N, C, H, W] in [-1, 1]."""
     if not isinstance(cfg.images, ListConfig) or not all(type(index) is int for index in cfg.images) or not cfg.images:
         raise UserError(f"images={cfg.images}: name some of the test set by their numbers, as in images=[0,3].")
     data = from_checkpoint.data_of(cfg, model)
@@ -133,7 +135,7 @@ def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
 
 @contextmanager
 def progress_bar(steps: int, evaluations: int) -> Iterator[Callable[[int], None]]:
-    """Shows the network's evaluations; gives what is to be called with each number of them."""
+    """Shows a progress bar of network evaluations; yields the function that advances it by a number of them."""
     with Progress(console=display.console) as progress:
         task = progress.add_task(f"sampling, {steps} steps", total=evaluations)
         yield lambda done: progress.advance(task, done)
