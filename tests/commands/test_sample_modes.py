@@ -18,7 +18,7 @@ from ddpm.data.pictures import image_table
 from ddpm.diffusion import DDIM, Ancestral, DPMSolverPP, editing
 from ddpm.errors import UserError
 from ddpm.seeding import ImageNoise, Stream
-from ddpm.training.module import DDPM
+from ddpm.training import load_model
 
 MODES = sorted(path.stem for path in (conf_dir() / "mode").glob("*.yaml"))
 
@@ -32,7 +32,7 @@ def composed(*overrides):
 def loaded(tiny_run):
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
     fabric = L.Fabric(accelerator="cpu", devices=1, precision="32-true")
-    return Loaded(checkpoint, DDPM.load_from_checkpoint(checkpoint), fabric, Path("nowhere"))
+    return Loaded(checkpoint, load_model(checkpoint), fabric, Path("nowhere"))
 
 
 @pytest.fixture(scope="module")

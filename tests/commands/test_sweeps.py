@@ -68,7 +68,7 @@ def test_a_sweep_with_an_impossible_job_starts_none_and_a_dry_run_leaves_no_trac
 def test_a_named_sweep_is_the_runs_of_its_grid(ddpm_cli, tmp_path):
     answer = ddpm_cli("train", "+sweep=schedules", *QUICK, "dry_run=true", env={"COLUMNS": "200"})
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.count("begin") == 12
+    assert answer.stdout.count(" start ") == 12
     assert "schedule-sigmoid_schedule.num_steps-50_seed-2 " in answer.stdout
     assert "sweep-schedules" not in answer.stdout
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from ddpm.runs import Status
-from ddpm.training.module import DDPM
+from ddpm.training import load_model
 
 TINY = ["data=mnist_mini", "model=unet_tiny", "model.channels=8", "schedule.num_steps=50"]
 FAST = [*TINY, "debug=fast"]  # 4 steps
@@ -99,7 +99,7 @@ def test_checkpoints_of_the_end_and_of_the_best_validation(run):
         checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert checkpoint["hyper_parameters"]["config"] == yaml.safe_load((run / "config.yaml").read_text())
     assert checkpoint["global_step"] == 4
-    assert DDPM.load_from_checkpoint(run / "checkpoints" / "best.ckpt").sample(1, seed=0).shape == (1, 1, 28, 28)
+    assert load_model(run / "checkpoints" / "best.ckpt").sample(1, seed=0).shape == (1, 1, 28, 28)
 
 
 def test_pictures_of_each_validation(run):

@@ -27,7 +27,7 @@ def directory(tmp_path):
 
 
 def test_a_new_run_begins_and_nothing_is_made(tmp_path):
-    assert plan_training(tmp_path / "new", 10).what == "begin"
+    assert plan_training(tmp_path / "new", 10).what == "start"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -35,20 +35,20 @@ def test_a_finished_run_is_done_unless_more_steps_are_asked_for(directory):
     assert plan_training(directory, 10).is_done
     more = plan_training(directory, 11)
     assert not more.is_done
-    assert more.what == "go on from its last checkpoint (finished at step 10)"
+    assert more.what == "continue from its last checkpoint (finished at step 10)"
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed", "running"])
 def test_a_broken_run_goes_on(directory, state):
     Run.read(directory).end(state, 7)
-    assert plan_training(directory, 10).what == f"go on from its last checkpoint ({state} at step 7)"
+    assert plan_training(directory, 10).what == f"continue from its last checkpoint ({state} at step 7)"
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_begins_again(directory):
     for path in (directory / "checkpoints").iterdir():
         path.unlink()
     Run.read(directory).end("failed", 0)
-    assert "begin again" in plan_training(directory, 10).what
+    assert "start from step 0" in plan_training(directory, 10).what
 
 
 def test_a_restart_moves_the_run_aside(directory):
