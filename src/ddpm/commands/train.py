@@ -38,7 +38,7 @@ from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.loggers import build_loggers, check_loggers, log_config, log_swept, logger_nodes
 from ddpm.training.module import DDPM
-from ddpm.training.summary import changed_settings, expected_memory, flops_per_image
+from ddpm.training.overview import changed_settings, expected_memory, flops_per_image
 from ddpm.training.trainer import (
     build_trainer,
     check_trainer,
