@@ -38,6 +38,7 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=None)
     def job(config: DictConfig) -> None:
         nonlocal mistake, job_failed
+        sys.argv[:] = typed  # Lightning starts the other processes of the job with them
         try:
             run_job(command, config)
         except UserError as error:
@@ -52,6 +53,7 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
+    typed = list(sys.argv)
     sys.argv[1:] = arguments  # Hydra reads them there
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing them
     try:

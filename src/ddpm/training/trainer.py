@@ -71,9 +71,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
         UserError: a setting that Lightning refuses.
     """
     quieten_lightning()
-    ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
     plugins: list[Any] = []
     try:
+        ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
         if slurm.is_task():
             plugins.append(SLURMEnvironment(auto_requeue=False))  # LastCheckpoint handles the signals
             # Lightning does not check this here; each process would then train alone.
