@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from ddpm.runs import Status
 
@@ -50,9 +51,10 @@ def test_jobs_run_at_once_and_a_crash_ends_one_job_alone(ddpm_cli, tmp_path):
     assert done.returncode == 1
     assert "1 of 3 jobs failed: seed=1" in done.stderr
     assert (done.stdout + done.stderr).count("ddpm train seed=1: its process was killed by SIGABRT") == 1
-    runs = {path.name[-1]: Status.read(path) for path in tmp_path.glob("outputs/train/default/*_seed-*")}
+    configs = tmp_path.glob("outputs/train/default/*/config.yaml")
+    runs = {yaml.safe_load(path.read_text())["seed"]: Status.read(path.parent) for path in configs}
     states = {seed: status.state for seed, status in runs.items() if status}
-    assert (states["0"], states["2"]) == ("finished", "finished")
+    assert (states[0], states[2]) == ("finished", "finished")
 
 
 @pytest.mark.slow
