@@ -13,7 +13,7 @@ from ddpm.commands.evaluate.bits_per_dim import spread, up_to
 from ddpm.commands.from_checkpoint import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
-from ddpm.training.module import DDPM
+from ddpm.training.building import load_model
 
 FEW = ["trainer=cpu", "num_images=30", "num_samples=0", "evaluate.train_images=20", "evaluate.empirical_images=10"]
 TERMS = ("prior", "kl", "reconstruction", "total")
@@ -118,7 +118,7 @@ def test_mistakes(ddpm_cli, tiny_run, tmp_path, overrides, words):
 
 def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_cli, run, tmp_path):
     checkpoint = run / "checkpoints" / "last.ckpt"
-    model = DDPM.load_from_checkpoint(checkpoint)
+    model = load_model(checkpoint)
     with pytest.raises(UserError, match=r"has not been measured.*\n?.*ddpm evaluate ckpt="):
         set_variance(model, "optimal", checkpoint)
 
@@ -162,7 +162,7 @@ def test_an_x0_error_that_cannot_be_kept_serves_this_once(ddpm_cli, run, tmp_pat
 def test_the_x0_error_of_another_checkpoint_is_not_used(tiny_run, tmp_path):
     checkpoint = tmp_path / "last.ckpt"
     shutil.copy(tiny_run / "checkpoints" / "last.ckpt", checkpoint)
-    diffusion = DDPM.load_from_checkpoint(checkpoint).diffusion
+    diffusion = load_model(checkpoint).diffusion
     stored = x0_mse_key(checkpoint, diffusion) | {"x0_mse": [0.5] * 30}
     path = x0_mse_path(checkpoint)
     path.write_text(json.dumps(stored))
@@ -178,7 +178,7 @@ def test_the_x0_error_of_another_checkpoint_is_not_used(tiny_run, tmp_path):
 
 def test_other_variances_need_no_measurement(tiny_run):
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
-    model = DDPM.load_from_checkpoint(checkpoint)
+    model = load_model(checkpoint)
     before = model.diffusion
     set_variance(model, None, checkpoint)
     assert model.diffusion is before

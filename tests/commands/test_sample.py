@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm.data import to_uint8
 from ddpm.diffusion import DDIM
-from ddpm.training.module import DDPM
+from ddpm.training.building import load_model
 
 
 def pixels(folder):
@@ -27,7 +27,7 @@ def test_the_last_of_a_run_and_its_file_are_the_same(ddpm_cli, tiny_run, tmp_pat
         assert answer.returncode == 0, answer.stderr
         (folder,) = (tmp_path / str(i) / "outputs" / "sample" / "tiny").iterdir()
         images.append(pixels(folder))
-    model = DDPM.load_from_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    model = load_model(tiny_run / "checkpoints" / "last.ckpt")
     expected = to_uint8(model.sample(5, DDIM(5), seed=3)).numpy().astype(int)
     assert expected.shape == (5, 1, 28, 28)
     for shown in images:  # the batch size moves the last bits, so a pixel may round to its neighbour

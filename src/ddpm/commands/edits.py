@@ -25,14 +25,14 @@ Columns = Mapping[str, Tensor]
 """images [R, C, H, W] in [-1, 1] by their title"""
 
 
-class Edited(NamedTuple):
-    """R rows of the images made, between those that they were made from."""
+class EditResult(NamedTuple):
+    """R rows of new images, between the images that each row started from."""
 
     before: Columns
-    made: Tensor
+    images: Tensor
     """[R, num_samples, C, H, W]"""
     titles: Sequence[str]
-    """of the columns of `made`"""
+    """of the columns of `images`"""
     after: Columns
 
     def groups(self) -> list[tuple[Sequence[str], Tensor]]:
@@ -41,7 +41,7 @@ class Edited(NamedTuple):
             [(list(columns), torch.stack(list(columns.values()), dim=1))] if columns else []
             for columns in (self.before, self.after)
         )
-        return [*before, (self.titles, self.made), *after]
+        return [*before, (self.titles, self.images), *after]
 
 
 class Mode(ABC):
@@ -56,7 +56,7 @@ class Mode(ABC):
         """
 
     @abstractmethod
-    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
         """From `images`, [N, C, H, W] in [-1, 1]; the n-th that is made takes the noise of (seed, n)."""
 
     def captions(self, indices: Sequence[int]) -> list[str]:
@@ -74,7 +74,7 @@ class Interpolate(Mode):
         steps = len(chain.sampler.timesteps(chain.diffusion))
         return num_images * (steps - 1) + (num_images - 1) * num_samples * steps
 
-    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
         same_noise = ImageNoise(Stream.SAMPLING, seed, indices=[0] * len(images))
         encoded = editing.encode(*chain, images, same_noise)
         fractions = torch.linspace(0, 1, num_samples, device=images.device)
@@ -82,7 +82,7 @@ class Interpolate(Mode):
         x_T = editing.slerp(first, second, fractions.repeat(len(images) - 1))
         made = chain.sampler(chain.network, chain.diffusion, x_T).unflatten(0, (-1, num_samples))
         titles = [f"{fraction:.3g}" for fraction in fractions.tolist()]
-        return Edited({"from": images[:-1]}, made, titles, {"to": images[1:]})
+        return EditResult({"from": images[:-1]}, made, titles, {"to": images[1:]})
 
     def captions(self, indices: Sequence[int]) -> list[str]:
         return [f"image {first} to {second}" for first, second in pairwise(indices)]
@@ -107,7 +107,7 @@ class Inpaint(Mode):
         parts = editing.repaint_walk(steps, self.jump, self.repeats)
         return num_images * num_samples * sum(part.stop - part.start for part in parts)
 
-    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
         missing = editing.region(self.mask, *images.shape[-2:]).to(images.device)
         x0 = images.repeat_interleave(num_samples, dim=0)
         noise = ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0)))
@@ -129,7 +129,7 @@ class SDEdit(Mode):
         steps = editing.steps_within(chain.diffusion, chain.sampler, self.strength)
         return num_images * num_samples * steps.stop
 
-    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> Edited:
+    def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
         x0 = images.repeat_interleave(num_samples, dim=0)
         made = editing.sdedit(*chain, x0, self.strength, ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0))))
 
@@ -140,8 +140,8 @@ class SDEdit(Mode):
         return _numbered({"image": images, f"t = {t}": noised}, made)
 
 
-def _numbered(before: Columns, made: Tensor) -> Edited:
+def _numbered(before: Columns, made: Tensor) -> EditResult:
     """`made` row by row, [R · num_samples, C, H, W]."""
     rows = len(next(iter(before.values())))
     made = made.unflatten(0, (rows, -1))
-    return Edited(before, made, [str(i + 1) for i in range(made.shape[1])], {})
+    return EditResult(before, made, [str(i + 1) for i in range(made.shape[1])], {})

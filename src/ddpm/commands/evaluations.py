@@ -1,4 +1,6 @@
-"""A progress bar that counts how often a network was asked."""
+"""A progress bar that counts evaluations of a network."""
+
+from collections.abc import Callable
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -9,10 +11,10 @@ from ddpm.diffusion.process import Network
 
 
 class Evaluations(Progress):
-    """A bar for each part of the work; an image at a timestep counts one.
+    """A bar for each part of the work; one image at one timestep is one evaluation.
 
     Args:
-        processes: how many share the work, evenly: what this one does counts so many times.
+        processes: the number of processes that share the work evenly; each evaluation here is counted for all of them.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -20,13 +22,18 @@ class Evaluations(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         super().__init__(*columns, console=display.console)
 
-    def count(self, network: Network, part: str, total: int) -> Network:
-        """`network`, whose evaluations advance a bar of its own to `total`."""
-        task = self.add_task(part, total=total)
+    def part(self, name: str, total: int) -> Callable[[int], None]:
+        """Add a bar that ends at `total`; the returned function advances the bar by a number of evaluations."""
+        task = self.add_task(name, total=total)
+        return lambda done: self.advance(task, done * self.processes)
+
+    def count(self, network: Network, name: str, total: int) -> Network:
+        """Return `network` with a bar of its own, which each call advances by the batch size."""
+        advance = self.part(name, total)
 
         def counted(x_t: Tensor, t: Tensor) -> Tensor:
             output = network(x_t, t)
-            self.advance(task, len(x_t) * self.processes)
+            advance(len(x_t))
             return output
 
         return counted
