@@ -1,4 +1,4 @@
-"""`ddpm denoise`: a digit walked to noise and back, with the true x_0 and with the network."""
+"""`ddpm denoise`: runs the forward chain on an image, and the reverse chain with the true x_0 and with the network."""
 
 import csv
 import math
@@ -32,10 +32,10 @@ X0 = -1  # the timestep of the image itself, before the first noising step
 
 
 def run(cfg: DictConfig) -> None:
-    """Write the chains as a picture and an animation, and their distance to x_0 over the timesteps.
+    """Writes the chains as a picture and an animation, and their RMSE to x_0 over the timesteps.
 
     Raises:
-        UserError: no such checkpoint, data or image, or a schedule beside a checkpoint.
+        UserError: checkpoint, data or image do not exist, or both a schedule and a checkpoint are given.
     """
     if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
         raise UserError("denoise walks one image on one device: leave trainer.devices and trainer.num_nodes out.")
@@ -86,19 +86,19 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """What `run` would do."""
+    """Returns what `run` would do."""
     if cfg.ckpt is not None:
         return from_checkpoint.plan(cfg, "walk a digit to noise and back")
     return Plan(directory_of(cfg), "walk a digit to noise and back, with the true x_0")
 
 
 def directory_of(cfg: DictConfig) -> Path:
-    """For the results without a checkpoint."""
+    """Returns the results directory for a run without a checkpoint."""
     return run_directory("denoise", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
 
 
 def leave_to_checkpoint(cfg: DictConfig) -> None:
-    """Refuse a schedule, and forget a data set that the user did not name: the checkpoint has both."""
+    """Rejects a schedule, and drops the default data set: the checkpoint has both."""
     named = {key.split(".")[0] for key in identity_overrides(task_overrides())}
     if "schedule" in named:
         raise UserError("schedule and ckpt do not go together, since the checkpoint has its own: leave one out.")
@@ -107,7 +107,7 @@ def leave_to_checkpoint(cfg: DictConfig) -> None:
 
 
 def pick_image(data: ImageData, index: int) -> tuple[Tensor, int]:
-    """Image `index` of the test set, [1, C, H, W] in [-1, 1], and its label."""
+    """Returns image `index` of the test set, [1, C, H, W] in [-1, 1], and its label."""
     data.prepare_data()
     data.setup()
     images, labels = data.split("test")
@@ -117,11 +117,11 @@ def pick_image(data: ImageData, index: int) -> tuple[Tensor, int]:
 
 
 class Walk:
-    """What is kept of a walk: how far it is from x_0 at each timestep, and its images at some.
+    """Records a chain: its RMSE to x_0 at each timestep, and its images at some timesteps.
 
     Args:
         x0: [1, C, H, W].
-        num_steps: T; x_t is seen for t = -1 (x_0 itself) to T-1.
+        num_steps: T; x_t is recorded for t = -1 (x_0 itself) to T-1.
         kept_timesteps: the timesteps whose images are kept.
     """
 
@@ -129,9 +129,9 @@ class Walk:
         self.x0 = x0
         self.kept_timesteps = kept_timesteps
         self.rmse: list[float] = [math.nan] * (num_steps + 1)
-        """of t = -1 … T-1; NaN where no image was seen"""
+        """for t = -1 … T-1; NaN if no image was recorded"""
         self.images: dict[int, Tensor] = {}
-        """of the kept timesteps, [C, H, W] on the CPU"""
+        """images at `kept_timesteps`, [C, H, W] on the CPU"""
 
     def see(self, t: int, image: Tensor) -> None:
         self.rmse[t + 1] = (image - self.x0).square().mean().sqrt().item()
@@ -144,8 +144,11 @@ class Walk:
 
 @torch.no_grad()
 def walk(x0: Tensor, diffusion: GaussianDiffusion, network: Network | None, seed: int) -> dict[str, Walk]:
-    """The forward chain from x0 [1, C, H, W]; the oracle's way back from its x_T; and, given `network`, the learned
-    way back from the same x_T and with the same noise, so that what differs is the prediction alone."""
+    """Runs the forward chain from x0 [1, C, H, W], the reverse chain of the oracle, and the learned reverse chain.
+
+    Both reverse chains start from the same x_T and use the same noise, so that only the prediction differs. The learned
+    chain needs `network`.
+    """
     num_steps = diffusion.num_steps
     timesteps = {X0, *evenly(num_steps, NUM_SHOWN), *evenly(num_steps, NUM_FRAMES)}
     names = ["forward", "oracle"] if network is None else ["forward", "oracle", "learned", "predicted_x0"]
@@ -164,12 +167,12 @@ def way_back_noise(seed: int) -> RandnLike:
 
 
 def evenly(num_steps: int, number: int) -> list[int]:
-    """Timesteps from 0 to T-1, ascending, evenly spaced."""
+    """Returns evenly spaced timesteps from 0 to T-1, ascending."""
     return sorted(set(torch.linspace(0, num_steps - 1, number).round().long().tolist()))
 
 
 def forward(x0: Tensor, diffusion: GaussianDiffusion, randn_like: RandnLike, seen: Walk) -> Tensor:
-    """x_T of the forward chain, q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, equation 2)."""
+    """Returns x_T of the forward chain, q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, equation 2)."""
     x_t = x0
     seen.see(X0, x_t)
     for t, beta in enumerate(diffusion.betas.tolist()):
@@ -186,7 +189,7 @@ def backward(
     seen: Walk,
     predicted: Walk | None = None,
 ) -> None:
-    """The reverse chain from x_T; `predicted` sees the x_0 that each step believes in."""
+    """Runs the reverse chain from x_T; `predicted` records the predicted x_0 of each step."""
     seen.see(diffusion.num_steps - 1, x_T)
     steps = Ancestral().iterate(network, diffusion, x_T, randn_like)
     shown = track(steps, "way back", diffusion.num_steps, console=display.console, transient=True)
@@ -197,7 +200,7 @@ def backward(
 
 
 def signal(diffusion: GaussianDiffusion, t: int) -> str:
-    """ᾱ_t in two digits, or in four places near 1."""
+    """Returns ᾱ_t with two significant digits, or with four decimals near 1."""
     alpha_bar = diffusion.alpha_bars[t].item()
     return f"{alpha_bar:.4f}" if alpha_bar > 0.99 else f"{alpha_bar:.2g}"
 
@@ -218,7 +221,7 @@ PANELS = {"oracle": "true x0 known", "learned": "learned", "predicted_x0": "its 
 
 
 def draw(directory: Path, walks: dict[str, Walk], diffusion: GaussianDiffusion) -> None:
-    """Write denoise.png, denoise.gif and error.png."""
+    """Writes denoise.png, denoise.gif and error.png."""
     shown = [X0, *evenly(diffusion.num_steps, NUM_SHOWN)]
     rows = {CAPTIONS[name]: [seen.images.get(t) for t in shown] for name, seen in walks.items()}
     titles = ["$x_0$"] + [f"t = {t}\n$\\bar\\alpha_t$ = {signal(diffusion, t)}" for t in shown[1:]]
@@ -239,7 +242,7 @@ def draw(directory: Path, walks: dict[str, Walk], diffusion: GaussianDiffusion) 
 
 
 def write_errors(path: Path, walks: dict[str, Walk]) -> None:
-    """RMSE to x_0 of each walk; t = -1 is the image itself, where a predicted x_0 has no number."""
+    """Writes the RMSE to x_0 of each chain; t = -1 is the image itself, where the predicted x_0 has no value."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["t", *walks])
@@ -248,7 +251,7 @@ def write_errors(path: Path, walks: dict[str, Walk]) -> None:
 
 
 def final_errors(walks: dict[str, Walk]) -> dict[str, float]:
-    """RMSE to x_0 where each walk ends: at x_T going forward, at the image coming back."""
+    """Returns the RMSE to x_0 at the end of each chain: x_T of the forward chain, the image of a reverse chain."""
     ends = {"forward": len(walks["forward"].rmse) - 2, "oracle": X0, "learned": X0, "predicted_x0": 0}
     return {f"rmse/{name}": seen.rmse_at(ends[name]) for name, seen in walks.items()}
 

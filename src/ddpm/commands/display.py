@@ -1,4 +1,4 @@
-"""What commands print: their numbers, where the results are, and what to run next."""
+"""Output of the commands: numbers, the results directory, and the commands to run next."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from rich.table import Table
 
 from ddpm.commands.command import Plan
 
-# A log has no width of its own; that of a terminal would break its tables.
+# A log file has no width. The default width of a terminal would break the tables.
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 console = Console(highlight=False, soft_wrap=True, width=WIDTH)
 
 
 def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
-    """Print numbers, one a row, with four significant digits; None, which stands for NaN, as a dash."""
+    """Prints one number a row, with four significant digits. None stands for NaN and is printed as a dash."""
     table = Table("metric", "value", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for name, value in metrics.items():
@@ -25,7 +25,7 @@ def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
 
 
 def plans(jobs: Iterable[tuple[str, Plan]]) -> None:
-    """Print what each job, by its name, would do, and where."""
+    """Prints what each named job would do, and in which directory."""
     table = Table("job", "would", title="Dry run: nothing is started", title_justify="left")
     table.add_column("in", overflow="fold")
     for name, plan in jobs:
@@ -34,7 +34,7 @@ def plans(jobs: Iterable[tuple[str, Plan]]) -> None:
 
 
 def results(directory: Path, files: Sequence[str], next_commands: Sequence[str]) -> None:
-    """Print where the results are, and the commands that come next."""
+    """Prints the results directory, its files, and the commands to run next."""
     console.print(f"\nResults in [bold]{directory}[/bold]")
     for file in files:
         console.print(f"  {file}")

@@ -14,7 +14,7 @@ from ddpm.seeding import ImageNoise, Stream
 
 
 class Chain(NamedTuple):
-    """What an edit works with."""
+    """The network, the diffusion and the sampler of an edit."""
 
     network: Network
     diffusion: GaussianDiffusion
@@ -22,21 +22,21 @@ class Chain(NamedTuple):
 
 
 Columns = Mapping[str, Tensor]
-"""images [R, C, H, W] in [-1, 1] by their title"""
+"""columns by title: images [R, C, H, W] in [-1, 1]"""
 
 
 class EditResult(NamedTuple):
-    """R rows of new images, between the images that each row started from."""
+    """R rows of edited images, with the columns of input images before and after them."""
 
     before: Columns
     images: Tensor
     """[R, num_samples, C, H, W]"""
     titles: Sequence[str]
-    """of the columns of `images`"""
+    """titles of the columns of `images`"""
     after: Columns
 
     def groups(self) -> list[tuple[Sequence[str], Tensor]]:
-        """Titles, and images [R, columns, C, H, W], from left to right."""
+        """Returns groups of columns from left to right: titles, and images [R, columns, C, H, W]."""
         before, after = (
             [(list(columns), torch.stack(list(columns.values()), dim=1))] if columns else []
             for columns in (self.before, self.after)
@@ -45,27 +45,27 @@ class EditResult(NamedTuple):
 
 
 class Mode(ABC):
-    """Makes a row of images from each that is given. A mode of your own is a subclass, and a YAML in `conf/mode/`."""
+    """Makes a row of images from each input image. To add a mode, write a subclass and a YAML file in `conf/mode/`."""
 
     @abstractmethod
     def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
-        """How often the network is asked, counted by images, to make `num_samples` a row.
+        """Returns the network evaluations for `num_samples` images a row; a batch of B images counts B.
 
         Raises:
-            ValueError: a setting that does not work with the others.
+            ValueError: settings that do not fit together.
         """
 
     @abstractmethod
     def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
-        """From `images`, [N, C, H, W] in [-1, 1]; the n-th that is made takes the noise of (seed, n)."""
+        """Returns the edits of `images` [N, C, H, W] in [-1, 1]. The noise of result n is that of (seed, n)."""
 
     def captions(self, indices: Sequence[int]) -> list[str]:
-        """Of the rows, from the images' places in the test set."""
+        """Returns the captions of the rows; `indices` are those of the images in the test set."""
         return [f"image {index}" for index in indices]
 
 
 class Interpolate(Mode):
-    """What lies between the encodings of an image and the next, from a decoded end to the other."""
+    """Interpolates between the encodings of each image and the next; both ends are decoded too."""
 
     def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
         if num_images < 2 or num_samples < 2:
@@ -89,11 +89,11 @@ class Interpolate(Mode):
 
 
 class Inpaint(Mode):
-    """A region made anew.
+    """Makes a region of each image anew.
 
     Args:
         mask: the region, one of `editing.REGIONS`.
-        jump, repeats: of `editing.repaint_walk`.
+        jump, repeats: see `editing.repaint_walk`.
     """
 
     def __init__(self, mask: str, jump: int, repeats: int):
@@ -116,10 +116,10 @@ class Inpaint(Mode):
 
 
 class SDEdit(Mode):
-    """Images noised, and walked back from there.
+    """Adds noise to images up to a timestep, and runs the reverse chain from there.
 
     Args:
-        strength: up to which share of the chain.
+        strength: share of the chain that the images are noised for.
     """
 
     def __init__(self, strength: float):
@@ -136,12 +136,12 @@ class SDEdit(Mode):
         part = editing.steps_within(chain.diffusion, chain.sampler, self.strength)
         t = chain.sampler.timesteps(chain.diffusion)[part][-1].to(images.device)
         first_noise = ImageNoise(Stream.SAMPLING, seed, indices=range(0, len(x0), num_samples))(images)
-        noised = chain.diffusion.q_sample(images, t.expand(len(images)), first_noise)  # where the first began
+        noised = chain.diffusion.q_sample(images, t.expand(len(images)), first_noise)  # the start of the first edit
         return _numbered({"image": images, f"t = {t}": noised}, made)
 
 
 def _numbered(before: Columns, made: Tensor) -> EditResult:
-    """`made` row by row, [R · num_samples, C, H, W]."""
+    """Returns the result with numbered columns; `made` is row by row, [R · num_samples, C, H, W]."""
     rows = len(next(iter(before.values())))
     made = made.unflatten(0, (rows, -1))
     return EditResult(before, made, [str(i + 1) for i in range(made.shape[1])], {})

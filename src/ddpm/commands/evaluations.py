@@ -1,4 +1,4 @@
-"""A progress bar that counts evaluations of a network."""
+"""A progress bar that counts network evaluations."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from ddpm.diffusion.process import Network
 
 
 class Evaluations(Progress):
-    """A bar for each part of the work; one image at one timestep is one evaluation.
+    """Shows one bar for each part of the work; one image at one timestep counts as one evaluation.
 
     Args:
-        processes: the number of processes that share the work evenly; each evaluation here is counted for all of them.
+        processes: number of processes that share the work evenly; each evaluation here counts this many times.
     """
 
     def __init__(self, processes: int = 1) -> None:
@@ -23,12 +23,12 @@ class Evaluations(Progress):
         super().__init__(*columns, console=display.console)
 
     def part(self, name: str, total: int) -> Callable[[int], None]:
-        """Add a bar that ends at `total`; the returned function advances the bar by a number of evaluations."""
+        """Adds a bar that ends at `total`; returns the function that advances it by a number of evaluations."""
         task = self.add_task(name, total=total)
         return lambda done: self.advance(task, done * self.processes)
 
     def count(self, network: Network, name: str, total: int) -> Network:
-        """Return `network` with a bar of its own, which each call advances by the batch size."""
+        """Returns `network` wrapped, so that its evaluations advance a new bar towards `total`."""
         advance = self.part(name, total)
 
         def counted(x_t: Tensor, t: Tensor) -> Tensor:

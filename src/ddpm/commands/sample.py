@@ -1,4 +1,4 @@
-"""`ddpm sample`: draw images from a checkpoint, or make some from images that there are."""
+"""`ddpm sample`: draws images from a checkpoint, or edits images of the test set."""
 
 import shlex
 import time
@@ -26,20 +26,22 @@ from ddpm.training.module import DDPM
 
 
 class SampleResult(NamedTuple):
+    """The images of one command, and their picture."""
+
     images: Tensor
     """[N, C, H, W] in [-1, 1]"""
     evaluations: int
-    """of the network, counted by images"""
+    """network evaluations; a batch of B images counts B"""
     picture: Image.Image
     inputs: Tensor | None = None
-    """what they were made from, [M, C, H, W] in [-1, 1]"""
+    """the images that a mode started from, [M, C, H, W] in [-1, 1]"""
 
 
 def run(cfg: DictConfig) -> None:
-    """Write images as one picture and as an array: `num_samples` of them, or so many a row of a mode.
+    """Writes `num_samples` images, or `num_samples` in each row of a mode, as one picture and as an array.
 
     Raises:
-        UserError: no such checkpoint, data or image, or a sampler or a mode that does not go with the checkpoint.
+        UserError: checkpoint, data or image do not exist, or sampler or mode do not fit the checkpoint.
     """
     if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
         raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
@@ -79,12 +81,12 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """What `run` would do."""
+    """Returns what `run` would do."""
     return from_checkpoint.plan(cfg, "draw images")
 
 
 def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> SampleResult:
-    """Images from noise."""
+    """Returns images drawn from noise."""
     evaluations = cfg.num_samples * steps
     with Evaluations(loaded.fabric.world_size) as progress:
         images = from_checkpoint.sample(cfg, loaded, sampler, progress.part(f"sampling, {steps} steps", evaluations))
@@ -92,7 +94,7 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> Sampl
 
 
 def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mode) -> SampleResult:
-    """Images from images of the test set."""
+    """Returns images that `mode` makes from images of the test set."""
     images = pick_images(cfg, loaded.model).to(loaded.fabric.device)
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mo
 
 
 def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
-    """The images `images=[…]` of the test set, [N, C, H, W] in [-1, 1]."""
+    """Returns the images of the test set with the indices in `cfg.images`, [N, C, H, W] in [-1, 1]."""
     if not isinstance(cfg.images, ListConfig) or not all(type(index) is int for index in cfg.images) or not cfg.images:
         raise UserError(f"images={cfg.images}: name some of the test set by their numbers, as in images=[0,3].")
     data = from_checkpoint.data_of(cfg, model)

@@ -1,6 +1,6 @@
 """Data sets as LightningDataModules: images in memory as uint8, batches of float32 in [-1, 1].
 
-For data of your own subclass `ImageData` and write its `load`.
+To add a data set, write a subclass of `ImageData` with a `load` method.
 """
 
 from ddpm.data.image_folder import ImageFolder

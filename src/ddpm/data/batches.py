@@ -1,4 +1,4 @@
-"""Which images a process sees, and when: index batches for an ordinary DataLoader."""
+"""Index batches for a DataLoader: the images that each process sees, and their order."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from ddpm.seeding import Stream, generator
 
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images and labels in memory; a batch is one indexing, without a loop over its images."""
+    """Images and labels in memory. A batch is read by one indexing operation, without a loop over its images."""
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images = images
@@ -21,19 +21,19 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B]; the DataLoader asks for whole batches where this method exists."""
+        """Returns images [B, C, H, W] and labels [B]. The DataLoader reads whole batches if this method exists."""
         indices = indices.to(self.images.device)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
 
 class TrainBatches(Sampler[Tensor]):
-    """One process's part of each global batch of training, epoch after epoch without end.
+    """Yields the part of each global training batch that belongs to one process, epoch after epoch without end.
 
-    The order depends on (seed, epoch) alone. Rank r of R has rows r·B/R to (r+1)·B/R of a global batch of B. Images
-    that fill no batch wait for an epoch with another order.
+    The order depends only on (seed, epoch). Rank r of R gets rows r·B/R to (r+1)·B/R of a global batch of B images. An
+    epoch leaves out the images that do not fill a batch; the next epoch has another order.
 
     Args:
-        position: gives (epoch, batches of it that are done) whenever an iteration starts.
+        position: returns (epoch, number of its finished batches); called when an iteration starts.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TrainBatches(Sampler[Tensor]):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[Tensor]:
-        # Here, and not in the generator: the position is that of now, not that of the first batch's fetching.
+        # Not in the generator: the position must be read now, not when the first batch is fetched.
         return self._batches_from(*self.position())
 
     def _batches_from(self, epoch: int, done: int) -> Iterator[Tensor]:
@@ -67,13 +67,13 @@ class TrainBatches(Sampler[Tensor]):
 
 
 def batches_in_order(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
-    """Every image once, for evaluation: rank r of R has the images r, r+R, r+2R …; none is repeated to fill up."""
+    """Returns batches of all images, each once, for evaluation. Rank r of R gets images r, r+R, r+2R …, unpadded."""
     return list(torch.arange(rank, num_images, world_size).split(batch_size // world_size))
 
 
 def batches_done(trainer: L.Trainer) -> int:
-    """Batches that the run has trained on, over all epochs and all the processes that went on with it.
+    """Returns the number of batches that the run has trained on, over all epochs and all resumed processes.
 
-    Lightning's `current_epoch` and `batch_idx` depend on where in its loop a checkpoint was made; this does not.
+    Lightning's `current_epoch` and `batch_idx` depend on where in the loop a checkpoint was made. This number does not.
     """
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""IDX, the file format of MNIST: a header with the sizes, then the bytes.
+"""Reads and writes IDX, the file format of MNIST: a header with the sizes, then the bytes.
 
-torchvision reads it too, but not gzipped, as the embedded images are and as Debian packages Fashion-MNIST.
+torchvision also reads IDX, but not gzipped. The images in this package and Debian's Fashion-MNIST are gzipped.
 """
 
 import gzip
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 UNSIGNED_BYTES = b"\x00\x00\x08"
-"""how a file begins whose elements are uint8; the number of dimensions follows"""
+"""first bytes of a file with uint8 elements; the number of dimensions follows"""
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 array in an IDX file; `*.gz` is unpacked.
+    """Returns the uint8 array in an IDX file; `*.gz` is decompressed.
 
     Raises:
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged, or is not an IDX file of bytes.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -34,7 +34,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def write_idx(path: Path, array: Tensor) -> None:
-    """Write a uint8 array as a gzipped IDX file; equal arrays give equal bytes."""
+    """Writes a uint8 array as a gzipped IDX file. Equal arrays give equal bytes."""
     header = UNSIGNED_BYTES + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
     with (
         path.open("wb") as file,

@@ -1,4 +1,4 @@
-"""What all data sets share: images in memory, and how they become batches."""
+"""The base class of all data sets: images in memory, and their batches."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -25,17 +25,17 @@ class Split(NamedTuple):
 class ImageData(LightningDataModule, ABC):
     """Images in memory as uint8; batches are (float32 [B, C, H, W] in [-1, 1], int64 labels [B]).
 
-    A data set is a subclass with a `load`. Training sees an order that depends on (seed, epoch) alone, and a run that
-    is resumed in the middle of an epoch sees the rest of it. For Lightning the stream has no end (its own epochs
-    are not restored exactly), so limit the steps. Use `Trainer(use_distributed_sampler=False)`: each process takes
-    its part by itself.
+    A data set is a subclass with a `load` method. The order in training depends only on (seed, epoch). A run that is
+    resumed in the middle of an epoch sees the rest of this epoch. The stream of training batches has no end, because
+    Lightning does not restore its own epochs exactly; so limit the number of steps. Use
+    `Trainer(use_distributed_sampler=False)`: the sampler gives each process its part.
 
     Args:
-        batch_size: images of a step over all processes.
+        batch_size: images in a step, over all processes.
         image_channels, image_size: C, and H = W or [H, W] in pixels.
-        seed: of the order in training.
-        num_workers: processes that fetch batches.
-        on_device: keep all images in the memory of the device that trains; without workers.
+        seed: seed of the order in training.
+        num_workers: number of processes that load batches.
+        on_device: keep all images in the memory of the training device; needs num_workers=0.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ImageData(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
-        """The images of "train", "validation" and "test"; what must be downloaded first is for `prepare_data`."""
+        """Returns the splits "train", "validation" and "test". Download files in `prepare_data`, not here."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images, once.
@@ -88,7 +88,7 @@ class ImageData(LightningDataModule, ABC):
         self._splits = splits
 
     def split(self, name: str) -> Split:
-        """All images and labels of "train", "validation" or "test", in their own order, as uint8."""
+        """Returns all uint8 images and labels of "train", "validation" or "test", in the order of the data set."""
         assert self._splits, "call setup() first"
         return self._splits[name]
 
@@ -127,12 +127,12 @@ class ImageData(LightningDataModule, ABC):
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # Every iteration draws a seed for workers: from a stream of its own, not from the global one.
+            # Every iteration draws a seed for the workers. It must not come from the global generator.
             generator=torch.Generator(),
         )
 
     def _process(self) -> tuple[int, int]:
-        """(rank, number of processes)"""
+        """Returns (rank, number of processes)."""
         if self.trainer is None:
             return 0, 1
         world_size = self.trainer.world_size
@@ -145,11 +145,11 @@ class ImageData(LightningDataModule, ABC):
 
     @property
     def num_batches(self) -> int:
-        """Steps of an epoch, each of `batch_size` images."""
+        """The number of batches in a training epoch, each of `batch_size` images."""
         return len(self.split("train").images) // self.batch_size
 
     def _position(self) -> tuple[int, int]:
-        """(epoch, batches of it that are done) of the training."""
+        """Returns (epoch, number of its finished batches) of the training."""
         if self.trainer is None:
             return 0, 0
         done = batches_done(self.trainer)
@@ -159,12 +159,12 @@ class ImageData(LightningDataModule, ABC):
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 0 … 255 to float32 in [-1, 1]: x/127.5 - 1, any shape."""
+    """Converts uint8 0 … 255 to float32 in [-1, 1], x/127.5 - 1; any shape."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] to the nearest of 0 … 255, any shape; values outside are clamped."""
+    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

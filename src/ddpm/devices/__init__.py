@@ -1,7 +1,7 @@
-"""What the devices can do, XPUs and sharding for Lightning, and work that is shared between processes.
+"""Device selection, XPUs and sharding for Lightning, and work that processes share.
 
-Importing this makes "xpu" and "fsdp2" known to Lightning. It needs torch and Lightning alone: another project can copy
-the folder as it is.
+Importing the package registers "xpu" and "fsdp2" in Lightning. The package needs only torch and Lightning, so another
+project can copy the folder as it is.
 """
 
 from . import sharding, xpu

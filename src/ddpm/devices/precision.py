@@ -1,4 +1,4 @@
-"""The numeric precision that suits a device."""
+"""Selects the numeric precision for a device."""
 
 import platform
 from typing import Any
@@ -13,21 +13,21 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Lightning's name of the precision that "auto" means on an accelerator; any other is returned as it is.
+    """Returns Lightning's name of the precision for "auto" on an accelerator; other names are returned unchanged.
 
-    bfloat16 autocast where the device computes convolutions faster in it: CUDA from Ampere on, XPU, CPUs with AMX or
-    AVX-512 BF16.
+    "auto" is bfloat16 autocast if the device computes convolutions faster in bfloat16: CUDA from Ampere on, XPU, and
+    CPUs with AMX or AVX-512 BF16.
 
     Args:
-        accelerator: "cpu", "cuda", "xpu" or "mps", of which there is a device.
+        accelerator: "cpu", "cuda", "xpu" or "mps", available on this machine.
 
     Raises:
-        ValueError: a precision that the device lacks, or one without weights in float32.
+        ValueError: the device lacks the precision, or its weights are not float32.
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"precision={precision} is none of auto, {', '.join(PRECISIONS)}.")
     if precision == "16-mixed" and accelerator in ("cpu", "xpu"):
-        # XPUs of the A series have no float64, in which torch's GradScaler inverts its factor.
+        # torch's GradScaler inverts its factor in float64, which XPUs of the A series lack.
         raise ValueError(f"precision=16-mixed is not for accelerator={accelerator}: take bf16-mixed or 32-true.")
     if accelerator == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -43,7 +43,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, for the record."""
+    """Returns the name of the device, for provenance.json."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xpu":
@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 class TrainerAutocast(Strategy):
-    """Autocast on the accelerator's own device type; Lightning makes that of CUDA for all that it does not know."""
+    """Makes autocast use the device type of the accelerator. Lightning uses CUDA for unknown types."""
 
     @Strategy.precision_plugin.setter  # type: ignore[attr-defined]
     def precision_plugin(self, plugin: Any) -> None:
@@ -62,7 +62,7 @@ class TrainerAutocast(Strategy):
 
 
 class FabricAutocast(FabricStrategy):
-    """The same for the strategies of Fabric."""
+    """The same as `TrainerAutocast`, for strategies of Fabric."""
 
     @FabricStrategy.precision.setter  # type: ignore[attr-defined]
     def precision(self, plugin: Any) -> None:

@@ -1,4 +1,4 @@
-"""Work on many batches, shared between the processes."""
+"""Shares work on many batches between the processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,9 +10,9 @@ Result = TypeVar("Result")
 
 
 def map_over_processes(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> list[Result]:
-    """`work(batch)` of every batch, in their order, in every process; each process does its share.
+    """Returns `work(batch)` for all batches, in order, in every process; each process computes its share.
 
-    All processes must call it, with the same batches. In one process alone it is `map`.
+    All processes must call this function with the same batches. With one process it is a plain `map`.
     """
     if not dist.is_initialized():
         return [work(batch) for batch in batches]

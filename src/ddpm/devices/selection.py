@@ -1,4 +1,4 @@
-"""Which device, how many, and how: settings become arguments for Lightning, or one plain sentence."""
+"""Converts the settings of device, number, precision and strategy to arguments for Lightning, and checks them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from .precision import resolve_precision
 
 GPUS = ("cuda", "xpu", "mps")
-"""in the order in which "auto" and "gpu" take them"""
+"""in the order of preference of "auto" and "gpu" """
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -21,16 +21,16 @@ def lightning_arguments(
     precision: str = "auto",
     strategy: str = "auto",
 ) -> dict[str, Any]:
-    """Arguments for Lightning's `Trainer` or `Fabric`, checked against the machine.
+    """Returns arguments for Lightning's `Trainer` or `Fabric`, checked against the machine.
 
     Args:
-        accelerator: "auto" takes CUDA, then XPU, then MPS, then the CPU.
+        accelerator: "auto" is the first available of CUDA, XPU, MPS, CPU.
         devices: a number, indices, or "auto" for all; on the CPU a number of processes.
         precision: see `resolve_precision`.
-        strategy: "auto" is DDP where there are several processes; "fsdp", for `Trainer` alone, shards the model.
+        strategy: "auto" is DDP for several processes; "fsdp" shards the model, and works only with `Trainer`.
 
     Raises:
-        ValueError: a device that is not there, more than there are, or a precision or a strategy that it lacks.
+        ValueError: a device is not available, or it lacks the precision or the strategy.
     """
     accelerator = resolve_accelerator(accelerator)
     devices = devices if isinstance(devices, (int, str)) else list(devices)
@@ -48,10 +48,10 @@ def lightning_arguments(
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """Lightning's name of the accelerator that "auto" (or "gpu") means here; any other is returned as it is.
+    """Returns Lightning's name of the accelerator for "auto" or "gpu"; other names are returned unchanged.
 
     Raises:
-        ValueError: an unknown one, or one of which this machine has no device.
+        ValueError: the accelerator is unknown, or not available on this machine.
     """
     candidates = {"auto": (*GPUS, "cpu"), "gpu": GPUS}.get(accelerator, (accelerator,))
     if unknown := set(candidates) - set(ACCELERATOR_REGISTRY):
@@ -68,10 +68,10 @@ def resolve_accelerator(accelerator: str) -> str:
 
 
 def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
-    """How many devices of this machine `devices` names; on the CPU, how many processes.
+    """Returns the number of devices that `devices` names; on the CPU, the number of processes.
 
     Raises:
-        ValueError: none, or some that are not there.
+        ValueError: `devices` names no device, or one that is not available.
     """
     kind = ACCELERATOR_REGISTRY[accelerator]["accelerator"]
     available = kind.auto_device_count()
@@ -85,10 +85,10 @@ def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
 
 
 def resolve_strategy(strategy: str, accelerator: str, processes: int) -> str:
-    """The name under which Lightning knows the strategy on that accelerator.
+    """Returns Lightning's name of the strategy on an accelerator.
 
     Raises:
-        ValueError: an unknown one, or one that the accelerator lacks.
+        ValueError: the strategy is unknown, or the accelerator does not support it.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy} is none of {', '.join(STRATEGIES)}.")

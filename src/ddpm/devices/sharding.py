@@ -1,4 +1,4 @@
-"""Fully sharded data parallel training (FSDP2): each process keeps its share of the weights and of the optimizer."""
+"""Fully sharded data parallel training (FSDP2): each process stores a part of the weights and optimizer states."""
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
@@ -14,7 +14,7 @@ class FullyShardedStrategy(TrainerAutocast, ModelParallelStrategy):
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 
-    Checkpoints are those of the whole model, in one file: one process, or DDP, goes on from them, and the reverse.
+    A checkpoint is one file with the whole model. One process or DDP can resume from it, and FSDP2 from theirs.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,9 @@ class FullyShardedStrategy(TrainerAutocast, ModelParallelStrategy):
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a network in place: the members of its `ModuleList`s, its blocks, one by one, and what remains at once.
+    """Shards a network in place: each block (member of a `ModuleList`) by itself, then the remaining weights together.
 
-    The whole weights of a block exist while it computes, in each process; all processes must call it together.
+    While a block computes, each process holds all weights of the block. All processes must call the network together.
     """
     if isinstance(network, FSDPModule):
         return
@@ -37,10 +37,10 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             for block in blocks:
                 if not isinstance(block, nn.ModuleList):
                     fully_shard(block, mesh=mesh)
-    # By itself the outermost part would stay whole after a forward pass without a backward pass.
+    # By default the outermost part stays unsharded after a forward pass without a backward pass.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def register() -> None:
-    """Make "fsdp2" a strategy of Lightning's Trainer."""
+    """Registers "fsdp2" as a strategy of Lightning's Trainer."""
     StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes")

@@ -1,11 +1,11 @@
-"""Intel XPUs for Lightning, which knows none: an accelerator, and strategies for one device and for several.
+"""Support of Intel XPUs, which Lightning lacks: an accelerator, and strategies for one device and for several.
 
-`register()` adds them, for `Trainer` and `Fabric` alike:
+`register()` adds them for both `Trainer` and `Fabric`:
 
     Trainer(accelerator="xpu", strategy="single_xpu", devices=1, precision="bf16-mixed")
     Fabric(accelerator="xpu", strategy="ddp_xpu", devices=4)
 
-The strategy has to be named. By itself Lightning would take the CPU for one device, and for several a strategy that
+The strategy must be named. Otherwise Lightning selects the CPU for one device, and for several devices a strategy that
 opens a CUDA stream.
 """
 
@@ -25,7 +25,7 @@ from .precision import FabricAutocast, TrainerAutocast
 
 
 class XPUAccelerator(Accelerator):
-    """Intel GPUs, as torch sees them. `torch.manual_seed` seeds their generators as well."""
+    """The Intel GPUs that torch finds. `torch.manual_seed` also seeds their generators."""
 
     def setup_device(self, device: torch.device) -> None:
         if device.type != "xpu":
@@ -36,15 +36,15 @@ class XPUAccelerator(Accelerator):
         torch.xpu.empty_cache()
 
     def get_device_stats(self, device: torch.device | str | int) -> dict[str, Any]:
-        """The allocator's counters (bytes, blocks), for Lightning's DeviceStatsMonitor."""
+        """Returns the counters of the allocator (bytes, blocks), for Lightning's DeviceStatsMonitor."""
         return torch.xpu.memory_stats(device)
 
     @classmethod
     def parse_devices(cls, devices: int | str | Sequence[int]) -> list[int]:
-        """Indices from a number of devices (-1 for all), from a list, or from either as text: "2", "0,2".
+        """Returns indices from a number of devices (-1 for all), a list, or a string of either: "2", "0,2".
 
         Raises:
-            MisconfigurationException: one that is not there, one twice, or none.
+            MisconfigurationException: no device, a device twice, or one that is not available.
         """
         count = cls.auto_device_count()
         if isinstance(devices, str):
@@ -75,7 +75,7 @@ class XPUAccelerator(Accelerator):
 
 class _OneDevice:
     parallel_devices: list[torch.device] | None = None
-    """the one that `devices` names; Lightning sets it on strategies that have the attribute"""
+    """the device that `devices` names; Lightning sets this attribute on strategies that have it"""
 
     @property
     def root_device(self) -> torch.device:
@@ -95,21 +95,21 @@ class FabricSingleXPUStrategy(_OneDevice, FabricAutocast, FabricSingleDeviceStra
 
 
 class DDPXPUStrategy(TrainerAutocast, DDPStrategy):
-    """For `Trainer`, in a process for each device. The process group is torch's own for the device type: xccl."""
+    """For `Trainer`, with one process for each device. The process group is torch's default for XPUs, xccl."""
 
     def determine_ddp_device_ids(self) -> None:
         return None
 
 
 class FabricDDPXPUStrategy(FabricAutocast, FabricDDPStrategy):
-    """For `Fabric`, in a process for each device."""
+    """For `Fabric`, with one process for each device."""
 
     def _determine_ddp_device_ids(self) -> None:  # private in Fabric, which has no public counterpart
         return None
 
 
 def register() -> None:
-    """Make "xpu" an accelerator of Lightning, and "single_xpu" and "ddp_xpu" its strategies."""
+    """Registers the accelerator "xpu" and the strategies "single_xpu" and "ddp_xpu" in Lightning."""
     for accelerators in (AcceleratorRegistry, ACCELERATOR_REGISTRY):
         accelerators.register("xpu", XPUAccelerator, description="Intel XPU")
     for strategies, single, several in (

@@ -1,1 +1,1 @@
-"""How good a model is: its likelihood, and its samples beside real images."""
+"""Measures of a model: its likelihood, and the quality of its samples compared with real images."""

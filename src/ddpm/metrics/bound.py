@@ -1,4 +1,4 @@
-"""The variational bound of many images, each at a few timesteps or at all; and the network's x_0 error."""
+"""Measures the variational bound of images, at some or all timesteps, and the x_0 error of the network."""
 
 import math
 from collections.abc import Mapping
@@ -17,22 +17,26 @@ from ddpm.seeding import ImageNoise, Stream, evenly_spread, seed_at
 
 
 class Bound(NamedTuple):
-    """The bound's terms of N images, each at K timesteps of its own."""
+    """The terms of the bound for N images; each image has K timesteps of its own."""
 
     terms: VLBTerms
-    """in bits/dim, float64 on the CPU"""
+    """bits/dim, float64, on the CPU"""
     timesteps: Tensor
-    """int64 [N, K]; together they cover 1 … T-1 evenly"""
+    """int64 [N, K]; all images together cover 1 … T-1 evenly"""
     num_steps: int
     """T"""
 
     def curve(self, edges: Tensor | None = None) -> Curve:
-        """The KL of one step, in bits/dim, in bins that suit the number of divergences if none are given."""
+        """Returns the KL divergence of one step over the timesteps, in bits/dim.
+
+        Args:
+            edges: edges of the bins; None chooses them from the number of divergences.
+        """
         edges = bin_edges(self.num_steps, self.timesteps.numel()) if edges is None else edges
         return Curve.of(self.timesteps, self.terms.kl, edges)
 
     def summary(self) -> dict[str, Estimate]:
-        """The bound ("total") and its three parts, in bits/dim; "kl" is the sum of the divergences over t ≥ 1."""
+        """Returns the bound ("total") and its three terms, in bits/dim; "kl" sums the divergences over t ≥ 1."""
         prior, divergences, reconstruction = self.terms
         kl, deviation = self.curve().sum(self.timesteps, divergences)
         total = prior.mean().item() + kl + reconstruction.mean().item()
@@ -45,10 +49,11 @@ class Bound(NamedTuple):
 
 
 def stratified_timesteps(num_images: int, per_image: int, num_steps: int, seed: int, first: int = 1) -> Tensor:
-    """Timesteps of `first` … T-1 for each image, int64 [N, K]: one in each K-th of them, at a place in it that follows
-    the golden ratio over the images, so that all images together cover every timestep evenly.
+    """Returns K stratified timesteps from `first` … T-1 for each image, int64 [N, K].
 
-    With K = T - `first` each image has every timestep; with 4·T of them in all no timestep is left out.
+    The range is cut into K equal parts, and each image gets one timestep in each part. The position inside a part
+    follows the golden ratio over the images, so that all images together cover the timesteps evenly. With
+    K = T - `first` each image gets every timestep. With N·K ≥ 4·T every timestep occurs.
     """
     shift = seed_at(Stream.EVALUATION, seed) / 2**64
     place = evenly_spread(torch.arange(num_images), shift)
@@ -66,17 +71,17 @@ def measure_bounds(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> dict[str, Bound]:
-    """The bound of uint8 images [N, C, H, W] under each of `diffusions`, which differ in their variance alone.
+    """Returns the bound of uint8 images [N, C, H, W] under each of `diffusions`, which differ only in their variance.
 
-    The network is asked K + 1 times for each image, with K = `per_image` timesteps t ≥ 1. Image i's timesteps and
-    noise are functions of (seed, i): the numbers do not depend on the batch size or, as the processes share the
-    batches, on their number, to rounding.
+    Each image costs K + 1 network evaluations, where K = `per_image` is its number of timesteps t ≥ 1. The timesteps
+    and the noise of image i are functions of (seed, i). The processes share the batches. Up to rounding, the results
+    depend neither on the batch size nor on the number of processes.
     """
     num_steps = next(iter(diffusions.values())).num_steps
     timesteps = stratified_timesteps(len(images), per_image, num_steps, seed)
 
     def terms_of(indices: Tensor) -> list[list[Tensor]]:
-        """For each of the diffusions, its terms."""
+        """Returns the terms under each diffusion."""
         x0, noise = _images_and_noise(images, indices, seed, device)
         terms = vlb_terms_under(network, list(diffusions.values()), x0, timesteps[indices], noise)
         return [[part.cpu().double() for part in parts] for parts in terms]
@@ -89,7 +94,7 @@ def measure_bounds(
 
 
 def timesteps_for_x0_mse(num_images: int, draws: int, num_steps: int, seed: int) -> Tensor:
-    """Timesteps of 0 … T-1 for each image, int64 [N, K], with at least about `draws` images at every timestep.
+    """Returns timesteps from 0 … T-1 for each image, int64 [N, K]; about `draws` images or more have each timestep.
 
     K grows with `draws` until each image has every timestep.
     """
@@ -107,13 +112,15 @@ def measure_x0_mse(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> Curve:
-    """The mean squared error of the x_0 that the reverse step uses, at each timestep 0 … T-1: a bin for each.
+    """Returns the mean squared error of the x_0 that the reverse step uses, with one bin for each timestep 0 … T-1.
 
-    Of uint8 images [N, C, H, W] at `timesteps` [N, K], all of which occur.
+    Args:
+        images: uint8 [N, C, H, W].
+        timesteps: int64 [N, K]; every timestep must occur.
     """
 
     def errors_of(indices: Tensor) -> Tensor:
-        """[B, K]"""
+        """Returns the errors of a batch, [B, K]."""
         x0, noise = _images_and_noise(images, indices, seed, device)
         errors = []
         for t in timesteps[indices].to(device).unbind(dim=1):
@@ -129,6 +136,6 @@ def measure_x0_mse(
 def _images_and_noise(
     images: Tensor, indices: Tensor, seed: int, device: torch.device | str
 ) -> tuple[Tensor, ImageNoise]:
-    """x_0 [B, C, H, W] in [-1, 1], and their noise, a function of (seed, index) of each."""
+    """Returns x_0 [B, C, H, W] in [-1, 1], and its noise; the noise of image i is a function of (seed, i)."""
     noise = ImageNoise(Stream.EVALUATION, seed, indices=indices.tolist())
     return to_model_range(images[indices].to(device)), noise

@@ -1,4 +1,4 @@
-"""Tensors that take long to compute, kept in a folder under a key of what they depend on."""
+"""Caches expensive tensors in a folder, under a key that is a hash of everything that changes them."""
 
 import hashlib
 import io
@@ -16,13 +16,13 @@ from ddpm.runs.files import make_folder, replace_file
 def cached(
     folder: Path | None, name: str, depends_on: tuple[str, ...], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What `make` returns, read from `folder` if it is there. A damaged file is replaced.
+    """Returns the tensors of `make()`, from `folder` if they are cached there. A damaged file is replaced.
 
-    The files are those of `torch.save`; their checksums are verified as a checkpoint's are.
+    The files are written by `torch.save`. Their checksums are verified in the same way as those of checkpoints.
 
     Args:
-        folder: if None, nothing is kept.
-        name: begins the file's name; the key follows.
+        folder: the cache; None stores nothing.
+        name: the first part of the file name; the key is the second part.
         depends_on: everything that changes the result.
 
     Raises:
@@ -43,7 +43,7 @@ def cached(
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's shape and bytes."""
+    """Returns the SHA-256 of the shape and the bytes of a tensor."""
     return hashlib.sha256(str(list(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
 
 

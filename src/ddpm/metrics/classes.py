@@ -1,4 +1,4 @@
-"""Which digits the samples are, and how sure the classifier is of it."""
+"""Distribution of the samples over the digit classes, and confidence of the classifier."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,22 @@ from ddpm.metrics.digit_classifier import NUM_CLASSES
 from ddpm.metrics.estimates import Estimate
 
 UNSURE = 0.9
-"""a digit whose most probable class has less is unsure"""
+"""the classifier is unsure of a digit if its most probable class has a lower probability"""
 
 
 def class_shares(logits: Tensor) -> Tensor:
-    """The share of each most probable class among logits [N, 10]; float64, [10]."""
+    """Returns how often each class is the most probable one in logits [N, 10], as shares, float64 [10]."""
     return torch.bincount(logits.argmax(dim=1), minlength=NUM_CLASSES).double() / len(logits)
 
 
 def total_variation(logits: Tensor, reference_shares: Tensor) -> Estimate:
-    """Half the sum of |p - q| over the classes: the share of the samples that would have to be another digit.
+    """Returns the total variation between class shares p and q, half the sum of |p - q| over the classes.
 
-    Of N samples that are drawn from q itself it is about 1.2/√N, not 0. Its error is by the delta method.
+    It is the share of the samples that would have to be another digit. For N samples drawn from q itself it is about
+    1.2/√N, not 0. The standard error comes from the delta method.
 
     Args:
-        logits: of the samples, [N, 10].
+        logits: logits of the samples, [N, 10]; they give p.
         reference_shares: q, [10].
     """
     difference = class_shares(logits) - reference_shares
@@ -30,6 +31,6 @@ def total_variation(logits: Tensor, reference_shares: Tensor) -> Estimate:
 
 
 def confidence(logits: Tensor) -> tuple[Estimate, Estimate]:
-    """The mean probability of the most probable class, and the share of digits where it is below 0.9."""
+    """Returns the mean probability of the most probable class, and the share of digits where it is below 0.9."""
     top = logits.double().softmax(dim=1).amax(dim=1)
     return Estimate.of(top), Estimate.of((top < UNSURE).double())

@@ -1,7 +1,7 @@
-"""The pinned network behind every measure of sample quality: digits to features and class probabilities.
+"""The pinned classifier that gives features and class probabilities of digits to every measure of sample quality.
 
-Features of ImageNet's Inception mean little on digits. This network is small, was trained on MNIST by
-`scripts/train_digit_classifier.py`, and its weights are part of the package, so that numbers stay comparable.
+The features of an Inception network trained on ImageNet mean little on digits. This network is small and was trained
+on MNIST by `scripts/train_digit_classifier.py`. Its weights are part of the package, so that results stay comparable.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from ddpm.data import to_model_range
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
 
 VERSION = 1
-"""of what `activations` computes from the same weights: a higher one makes cached results anew"""
+"""version of the computation in `activations`; increase it to invalidate cached results of the same weights"""
 
 IMAGE_SHAPE = (1, 28, 28)
 NUM_FEATURES = 64
@@ -27,13 +27,13 @@ NUM_CLASSES = 10
 
 class Activations(NamedTuple):
     features: Tensor
-    """of the last hidden layer, [N, 64]"""
+    """output of the last hidden layer, [N, 64]"""
     logits: Tensor
     """[N, 10]"""
 
 
 class DigitClassifier(nn.Module):
-    """Convolutions with batch norm for grey digits, float32 [B, 1, 28, 28] in [-1, 1]."""
+    """A convolutional network with batch norm for grey digits, float32 [B, 1, 28, 28] in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class DigitClassifier(nn.Module):
 
     @classmethod
     def pinned(cls, weights: Path = WEIGHTS) -> Self:
-        """The trained network, frozen.
+        """Returns the trained network, frozen.
 
         Raises:
-            ValueError: the weights are not those of the card beside them.
+            ValueError: the SHA-256 of the weights differs from that in the JSON file beside them.
         """
         data = weights.read_bytes()
         if hashlib.sha256(data).hexdigest() != read_card(weights)["sha256"]:
@@ -76,13 +76,13 @@ class DigitClassifier(nn.Module):
 
 
 def read_card(weights: Path = WEIGHTS) -> dict[str, Any]:
-    """What the card beside the weights says: recipe, test accuracy, SHA-256, versions."""
+    """Returns the JSON file beside the weights: recipe, test accuracy, SHA-256, versions."""
     return json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
 def activations(network: DigitClassifier, images: Tensor, batch_size: int = 100) -> Activations:
-    """Features and logits, float32, of uint8 images [N, 1, 28, 28]; larger batches are slower on a CPU."""
+    """Returns features and logits, float32, of uint8 images [N, 1, 28, 28]. Larger batches are slower on a CPU."""
     parts = [network(to_model_range(batch)) for batch in images.split(batch_size)]
     return Activations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Means with their standard errors: single numbers, and curves over the timesteps."""
+"""Means with standard errors: single numbers, and curves over the timesteps."""
 
 import csv
 import math
@@ -21,34 +21,34 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Self:
-        """From a value for each image, [N]."""
+        """Returns the estimate from one value for each image, [N]."""
         return cls(values.mean().item(), standard_error(values).item())
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """The difference of two independent estimates."""
+        """Returns the difference of two independent estimates."""
         return Estimate(self.mean - other.mean, math.hypot(self.se, other.se))
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Of the mean over the first dimension; NaN where one value is all there is."""
+    """Returns the standard error of the mean over the first dimension; NaN for a single value."""
     return values.std(dim=0) / len(values) ** 0.5 if len(values) > 1 else values[0] * torch.nan
 
 
 class Curve(NamedTuple):
-    """A mean over the timesteps, in bins: bin i holds edges[i] ≤ t < edges[i+1]."""
+    """Means over timesteps in bins; bin i holds edges[i] ≤ t < edges[i+1]."""
 
     edges: Tensor
     """int64 [bins + 1]"""
     mean: Tensor
     """[bins]"""
     se: Tensor
-    """of the mean, [bins]; an image's values count together, as they are not independent; NaN for one image alone"""
+    """standard error of the mean, [bins]; values of one image are dependent and count together; NaN for one image"""
     n: Tensor
-    """values in the bin, int64 [bins]"""
+    """number of values in each bin, int64 [bins]"""
 
     @classmethod
     def of(cls, timesteps: Tensor, values: Tensor, edges: Tensor) -> Self:
-        """From `values` [N, K], a row for each image, at `timesteps` [N, K] that cover the bins evenly."""
+        """Returns the curve of `values` [N, K], a row an image, at `timesteps` [N, K] that cover the bins evenly."""
         bins = _bins(timesteps, edges)
         empty = values.new_zeros(len(values), len(edges) - 1)
         counts = empty.scatter_add(1, bins, torch.ones_like(values))
@@ -60,10 +60,14 @@ class Curve(NamedTuple):
         return cls(edges, mean, se, n.long())
 
     def sum(self, timesteps: Tensor, values: Tensor) -> tuple[float, Tensor]:
-        """The sum of the means of all timesteps; and each image's deviation from it, [N], whose spread is its error.
+        """Returns the sum of the means over all timesteps, and the deviation of each image from the sum, [N].
 
-        Of the same `timesteps` and `values` [N, K]. That images were asked at different timesteps, and some
-        timesteps once more than others, is no error: an image deviates as far as its values are from the curve.
+        `standard_error` of the deviations is the standard error of the sum. The deviation of an image is the weighted
+        distance of its values from the curve. So it does not count as an error that images have different timesteps,
+        nor that some timesteps occur once more than others.
+
+        Args:
+            timesteps, values: the arguments of `Curve.of`, [N, K].
         """
         widths = self.edges.diff()
         bins = _bins(timesteps, self.edges)
@@ -71,26 +75,26 @@ class Curve(NamedTuple):
         return (widths * self.mean).sum().item(), len(values) * deviation
 
     def minus(self, other: "Curve") -> "Curve":
-        """The difference of two independent curves in the same bins; n is that of the smaller."""
+        """Returns the difference of two independent curves in the same bins; n is the smaller of the two."""
         assert torch.equal(self.edges, other.edges)
         se = torch.hypot(self.se, other.se)
         return Curve(self.edges, self.mean - other.mean, se, torch.minimum(self.n, other.n))
 
     def over(self, scale: Tensor) -> "Curve":
-        """Mean and error divided by a number for each bin, [bins]."""
+        """Returns the curve with mean and standard error divided by `scale` [bins]."""
         return self._replace(mean=self.mean / scale, se=self.se / scale)
 
 
 def _bins(timesteps: Tensor, edges: Tensor) -> Tensor:
-    """The bin of each timestep."""
+    """Returns the bin of each timestep."""
     return torch.bucketize(timesteps, edges, right=True) - 1
 
 
 def bin_edges(num_steps: int, num_values: int, at_most: int = MAX_BINS) -> Tensor:
-    """Bins for `num_values` values spread evenly over 1 … T-1: edges from 1 to T, int64 [bins + 1].
+    """Returns the edges of bins for `num_values` values spread evenly over 1 … T-1, from 1 to T, int64 [bins + 1].
 
-    They are narrow near t = 1, where divergences change fastest, and their widths grow linearly with their number;
-    none is so narrow that it would hold fewer than `MIN_IN_BIN` values.
+    The bins are narrow near t = 1, where the divergences change fastest, and the width of a bin grows linearly with
+    its index. Each bin is wide enough for `MIN_IN_BIN` values.
     """
     width = math.ceil(MIN_IN_BIN * (num_steps - 1) / max(num_values, 1))  # timesteps
     most = max((num_steps - 1) // width, 1)  # bins of this width
@@ -101,7 +105,7 @@ def bin_edges(num_steps: int, num_values: int, at_most: int = MAX_BINS) -> Tenso
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve], unit: str) -> None:
-    """Write a CSV with a row for each bin of each curve."""
+    """Writes a CSV file with one row for each bin of each curve."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["curve", "t_from", "t_to", unit, "se", "n"])

@@ -10,7 +10,7 @@ GROUPS = 20
 
 
 class GivenFeatures(nn.Identity):
-    """Stands where torchmetrics expects the feature network: the features are known already."""
+    """The feature network that torchmetrics expects; it returns its input, because the features are known."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -18,17 +18,18 @@ class GivenFeatures(nn.Identity):
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> Estimate:
-    """|μ₁-μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) between features [N, D] and a reference [M, D], in float64.
+    """Returns |μ₁-μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) between features [N, D] and a reference [M, D], in float64.
 
-    Its bias depends on N and M, so compare only distances of equal N and M. The error is that of drawing the
-    N features anew, by a jackknife that leaves out each 20th of them in turn: all parts have the same size and bias,
-    which a bootstrap would add to. It is right where the distance is well above its floor, and up to 1.7 times too
-    large at the floor, where the distance is quadratic in the error of the moments. The order must mean nothing.
+    The bias depends on N and M, so compare only distances with equal N and M. The standard error is that of drawing
+    new N features. It is a jackknife estimate that leaves out one of 20 groups in turn: all groups have the same size
+    and the same bias, while a bootstrap would add to the bias. The standard error is right if the distance is well
+    above its floor. At the floor it is up to 1.7 times too large, because the distance is quadratic in the error of
+    the moments there. The order of the features must carry no information.
     """
     metric = FrechetInceptionDistance(
         feature=GivenFeatures(features.shape[1]),
         reset_real_features=False,
-        sync_on_compute=False,  # these are all the features, whatever other processes are there
+        sync_on_compute=False,  # this process has all the features
     )
     metric.update(reference.double(), real=True)
 

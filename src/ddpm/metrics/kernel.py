@@ -1,4 +1,4 @@
-"""The kernel distance, KID (Bińkowski et al. 2018): unbiased, so zero in the mean for equal distributions."""
+"""The kernel distance KID (Bińkowski et al. 2018), unbiased: its expectation is 0 for equal distributions."""
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ GROUPS = 20
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:
-    """The squared maximum mean discrepancy between features [N, D] and a reference [M, D] under KID's kernel
-    (xᵀy/D + 1)³, in float64.
+    """Returns the squared maximum mean discrepancy between features [N, D] and a reference [M, D], in float64.
 
-    The unbiased estimate from all pairs (Gretton et al. 2012, eq. 3). torchmetrics takes the mean over random
-    subsets instead, drawn from the global generator: several times as noisy here, and without an error. Ours is
-    that of drawing both sets anew, by a jackknife over 20 groups of each; too large by up to 1.7 where the
-    distributions are equal. The order within a set must mean nothing.
+    The kernel is that of KID, (xᵀy/D + 1)³. The estimate is unbiased and uses all pairs (Gretton et al. 2012, eq. 3).
+    torchmetrics instead averages over random subsets from the global generator. That is several times as noisy here
+    and gives no standard error. The standard error here is that of drawing both sets again. It is a jackknife estimate
+    over 20 groups of each set, and up to 1.7 times too large if the distributions are equal. The order within a set
+    must carry no information.
     """
     x, y = (points.double().tensor_split(GROUPS) for points in (features, reference))
     xx, xy, yy = _sums(x, x), _sums(x, y), _sums(y, y)
     nx, ny = (torch.tensor([len(part) for part in parts]).double() for parts in (x, y))
 
     def estimate(of_x: Tensor, of_y: Tensor) -> Tensor:
-        """From the groups with weight 1."""
+        """Returns the estimate from the groups that have weight 1; weights are [GROUPS]."""
         n, m = of_x @ nx, of_y @ ny
         return of_x @ xx @ of_x / (n * (n - 1)) + of_y @ yy @ of_y / (m * (m - 1)) - 2 * (of_x @ xy @ of_y) / (n * m)
 
@@ -38,7 +38,10 @@ def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:
 
 
 def _sums(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Tensor:
-    """The kernel summed over the pairs of a group of x and a group of y, [GROUPS, GROUPS]; no point with itself."""
+    """Returns the kernel sums over pairs of a group of x and a group of y, [GROUPS, GROUPS].
+
+    If x is y, pairs of a point with itself are left out.
+    """
     sums = torch.stack([torch.stack([poly_kernel(a, b).sum() for b in y]) for a in x])
     if x is y:
         sums -= torch.stack([poly_kernel(a, a).diag().sum() for a in x]).diag()

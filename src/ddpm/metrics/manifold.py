@@ -1,4 +1,4 @@
-"""Do the samples look real, and do they show all that is real? Answers from nearest neighbours among features."""
+"""Fidelity and diversity of samples: precision, recall, density and coverage from nearest neighbours of features."""
 
 import torch
 from torch import Tensor
@@ -6,25 +6,25 @@ from torch import Tensor
 from ddpm.metrics.estimates import Estimate
 
 K_PRECISION = 3
-"""neighbours for precision and recall, as Kynkäänniemi et al. (2019)"""
+"""number of neighbours for precision and recall (Kynkäänniemi et al. 2019)"""
 K_DENSITY = 5
-"""neighbours for density and coverage, as Naeem et al. (2020)"""
+"""number of neighbours for density and coverage (Naeem et al. 2020)"""
 
-CHUNK = 1000  # rows; of 10,000 distances each, 80 MB
+CHUNK = 1000  # rows; 80 MB with 10,000 distances in a row
 
 
 def manifold_measures(samples: Tensor, real: Tensor) -> dict[str, Estimate]:
-    """Precision and recall, density and coverage of samples [N, D] against real features [M, D].
+    """Returns precision, recall, density and coverage of samples [N, D] against real features [M, D].
 
-    With the ball of a point reaching to its k-th nearest neighbour in its own set:
+    The ball of a point reaches to the k-th nearest neighbour of the point in its own set.
 
-    - precision: share of samples in the ball of some real point (Kynkäänniemi et al. 2019, eq. 1 and 2)
-    - recall: share of real points in the ball of some sample
-    - density: real balls that a sample is in, in the mean, over k (Naeem et al. 2020, eq. 4)
-    - coverage: share of real balls with a sample in them (Naeem et al. 2020, eq. 5)
+    - precision: share of samples in the ball of any real point (Kynkäänniemi et al. 2019, eq. 1 and 2)
+    - recall: share of real points in the ball of any sample
+    - density: mean number of real balls that contain a sample, divided by k (Naeem et al. 2020, eq. 4)
+    - coverage: share of real balls that contain a sample (Naeem et al. 2020, eq. 5)
 
-    All depend on N and M. The errors are those of the mean over samples or over real points, the other set as it is;
-    on MNIST the spread of independent sets was within a third of them.
+    All four depend on N and M. The standard errors are those of the mean over samples or over real points, with the
+    other set fixed. On MNIST the spread over independent sets differed from them by less than a third.
     """
     real_radii = _radii(real, (K_PRECISION, K_DENSITY))
     wide_radii = _radii(samples, (K_PRECISION,))[0]
@@ -47,6 +47,6 @@ def manifold_measures(samples: Tensor, real: Tensor) -> dict[str, Estimate]:
 
 
 def _radii(points: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """The distance of each point to its k-th nearest other one, [len(ks), N]."""
+    """Returns the distance of each point to its k-th nearest other point, [len(ks), N]."""
     nearest = [torch.cdist(chunk, points).topk(max(ks) + 1, largest=False).values for chunk in points.split(CHUNK)]
-    return torch.cat(nearest).T[list(ks)]  # the 0-th is the point itself
+    return torch.cat(nearest).T[list(ks)]  # index 0 is the point itself

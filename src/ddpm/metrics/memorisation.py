@@ -1,4 +1,4 @@
-"""Are the samples copies of training images?"""
+"""Memorisation: the share of samples that are near-copies of training images."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from ddpm.metrics.estimates import Estimate
 
 COPY_QUANTILE = 0.01
-"""nearer to a training image than this share of held-out real images is called a near-copy"""
+"""the threshold of near-copies is this quantile of the distances of held-out real images to training images"""
 
-CHUNK = 500  # rows; of 60,000 distances each, 120 MB in float32
+CHUNK = 500  # rows; 120 MB with 60,000 float32 distances in a row
 
 
 class Nearest(NamedTuple):
@@ -24,20 +24,21 @@ class Nearest(NamedTuple):
 
 class Memorisation(NamedTuple):
     distance: Estimate
-    """to the nearest training image, in the mean over the samples"""
+    """mean distance of the samples to their nearest training image"""
     distance_held_out: Estimate
+    """mean distance of held-out real images to their nearest training image"""
     copies: Estimate
     """share of near-copies among the samples"""
     copies_held_out: Estimate
-    """the same among held-out real images that had no part in the threshold"""
+    """share of near-copies among the held-out real images that were not used for the threshold"""
     threshold: float
-    """a distance below it makes a near-copy"""
+    """an image with a smaller distance is a near-copy"""
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:
-    """The nearest of the references [M, D] for each query [N, D].
+    """Returns the nearest of the references [M, D] for each query [N, D].
 
-    The search is in the dtype of the arguments, the distance of what it found exact to float64.
+    The search uses the dtype of the arguments. The returned distances are computed in float64.
     """
     square_norms = references.square().sum(dim=1)
     found = [torch.addmm(square_norms, chunk, references.T, alpha=-2).argmin(dim=1) for chunk in queries.split(CHUNK)]
@@ -46,10 +47,14 @@ def nearest(queries: Tensor, references: Tensor) -> Nearest:
 
 
 def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
-    """From the distances of samples [N] and of held-out real images [M] to their nearest training image.
+    """Returns the shares of near-copies, and the mean distances, of samples and of held-out real images.
 
-    The threshold is the 1 % quantile of the first half of the held-out distances, and the second half is judged by
-    it as the samples are: their order must mean nothing.
+    The threshold is the 1 % quantile of the first half of the held-out distances. It is then applied to the samples
+    and to the second half. The order of the held-out distances must carry no information.
+
+    Args:
+        samples: distances of the samples to their nearest training image, [N].
+        held_out: distances of held-out real images to their nearest training image, [M].
     """
     calibration, judged = held_out.tensor_split(2)
     threshold = calibration.quantile(COPY_QUANTILE)

@@ -1,4 +1,4 @@
-"""Every figure; pictures of the images themselves are in `pictures.py`."""
+"""All matplotlib figures. `ddpm.data.pictures` makes pictures of the images alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,13 @@ GREY = "0.45"
 
 
 def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstruction: float, total: float) -> "Figure":
-    """The bound along the chain, in bits/dim: the KL of each step, the gap between test and train, and the sum so far.
+    """Plots the bound over the timesteps, in bits/dim: the KL of one step, the test-train gap, the cumulative sum.
 
     Args:
-        curves: the KL of one step, under the name "denoiser, split"; train is dashed. The first is the bound's own.
-        gap: of the KL of one step between test and train, in percent.
-        reconstruction, total: of the bound.
+        curves: the KL of one step by "denoiser, split". A curve of the train split is dashed. The first curve is the
+            one that is summed.
+        gap: relative difference of the KL of one step between test and train, in percent.
+        reconstruction, total: the reconstruction term and the bound, in bits/dim.
     """
     heights = [4, 2] if gap is None else [4, 1.6, 2]
     figure = _figure(7, sum(heights))
@@ -34,8 +35,8 @@ def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstructi
     for name, curve in curves.items():
         colour = f"C{denoisers.index(name.partition(',')[0])}"
         _band(steps, curve, color=colour, linestyle="--" if name.endswith("train") else "-", label=name)
-    # A logarithmic axis with a place for 0, well below the model: the oracle's, and that of a denoiser that has found
-    # the image in the training set.
+    # The axis is logarithmic, but must show 0, well below the model: the oracle has a KL of 0, and so has a denoiser
+    # that has found the image in the training set.
     lowest = own.mean[own.mean > 0].min().item() if (own.mean > 0).any() else 1.0
     smallest = 10 ** math.floor(math.log10(lowest) - 1)
     steps.set_yscale("symlog", linthresh=smallest)
@@ -66,7 +67,7 @@ def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstructi
 
 
 def _band(axes: "Axes", curve: "Curve", **style: Any) -> None:
-    """A curve and its standard error."""
+    """Plots a curve and a band of one standard error."""
     centres = (curve.edges[:-1] + curve.edges[1:] - 1) / 2
     axes.plot(centres, curve.mean, linewidth=1.2, **style)
     low, high = curve.mean - curve.se, curve.mean + curve.se
@@ -74,7 +75,7 @@ def _band(axes: "Axes", curve: "Curve", **style: Any) -> None:
 
 
 def chains(rows: Mapping[str, Sequence[Tensor | None]], titles: Sequence[str]) -> "Figure":
-    """Images [C, H, W] in [-1, 1] in rows with a caption each, under common titles; None leaves a place empty."""
+    """Plots rows of images [C, H, W] in [-1, 1], with row captions and column titles; None leaves a place empty."""
     figure = _figure(0.45 + 1.03 * len(titles), 0.35 + 1.03 * len(rows), padding=0.02)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (caption, images) in zip(axes, rows.items(), strict=True):
@@ -91,7 +92,7 @@ def chains(rows: Mapping[str, Sequence[Tensor | None]], titles: Sequence[str]) -
 
 
 def errors(timesteps: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
-    """Root mean squared errors to x_0 over `timesteps` [N], a curve [N] for each caption."""
+    """Plots root mean squared errors to x_0 over `timesteps` [N], one curve [N] for each caption."""
     figure = _figure(7, 4)
     axes = figure.subplots()
     for caption, curve in curves.items():
@@ -105,8 +106,8 @@ def errors(timesteps: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
 
 
 def _figure(width: float, height: float, padding: float = 0.05) -> "Figure":
-    """An empty figure, sizes in inches, that belongs to no window."""
-    from matplotlib.figure import Figure  # half a second, which training does not need
+    """Returns an empty figure without a window; sizes are in inches."""
+    from matplotlib.figure import Figure  # the import takes half a second, and training does not need it
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=padding, h_pad=padding, wspace=0, hspace=0)
@@ -114,12 +115,12 @@ def _figure(width: float, height: float, padding: float = 0.05) -> "Figure":
 
 
 def closest_pairs(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], thresholds: Mapping[str, float]) -> "Figure":
-    """Samples above their nearest training images, with the distances between them.
+    """Plots samples above their nearest training images, with the distances between them. Near-copies are marked.
 
     Args:
         pairs: for each space of distances: samples [k, C, H, W] and training images [k, C, H, W] in [-1, 1], and the
             distances [k].
-        thresholds: for each space, the distance below which a sample counts as a near-copy; such are marked.
+        thresholds: for each space, the distance below which a sample is a near-copy.
     """
     columns = max(len(distances) for _, _, distances in pairs.values())
     figure = _figure(0.6 + 1.0 * columns, 2.55 * len(pairs), padding=0.02)
@@ -143,7 +144,7 @@ def closest_pairs(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], thresholds
 
 
 def class_shares(samples: Tensor, real: Tensor) -> "Figure":
-    """The share of each class among the samples beside that among real images, both [classes]."""
+    """Plots the share of each class among samples and among real images, both [classes]."""
     figure = _figure(6, 2.6)
     axes = figure.subplots()
     classes = range(len(real))
@@ -157,10 +158,10 @@ def class_shares(samples: Tensor, real: Tensor) -> "Figure":
 
 
 def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """The Fréchet distance over its floor, against network evaluations and against time; a line for each sampler.
+    """Plots the Fréchet distance divided by its floor against network evaluations and time, one line for each sampler.
 
     Args:
-        rows: what `metrics.json` of each evaluation holds.
+        rows: the contents of `metrics.json` of each evaluation.
     """
     figure = _figure(9, 4)
     lines: dict[str, list[Mapping[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Sample quality: every measure of a set of digits, each beside the same measure of as many held-out real ones."""
+"""Sample quality: all measures of a set of digits, and the same measures of equally many held-out real digits."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from ddpm.metrics.memorisation import Nearest, memorisation, nearest
 MIN_IMAGES = 100
 NUM_PAIRS = 8
 MAX_PARTS = 10
-"""of n real images each, over which a floor that depends on n is a mean"""
+"""maximum number of parts, of n real images each; a floor that depends on n is a mean over the parts"""
 STAGES = ("training images", "test images", "samples", "distances", "neighbours", "memorisation")
 
 CAPTIONS = {
@@ -40,19 +40,19 @@ CAPTIONS = {
     "feature_distance": "features: distance to the nearest training image",
     "feature_copies": "features: share of near-copies",
 }
-"""what the measures are, in the order of a table"""
+"""descriptions of the measures, in the order of the table"""
 
 
 class Measure(NamedTuple):
     value: Estimate
-    """of the samples"""
+    """measured on the samples"""
     real: Estimate
-    """of held-out real images, the floor of a distance or the ceiling of a share: of n of them, or as a mean over
-    several n, where the measure depends on the number; of all where it does not"""
+    """measured on held-out real images: the floor of a distance, or the ceiling of a share. A measure that depends on
+    the number of images uses n of them, or is a mean over several parts of n images. Other measures use all."""
 
     @property
     def ratio(self) -> Estimate:
-        """value / real, with the error that follows from both; NaN where `real` is 0."""
+        """value / real, with the standard error that follows from both; NaN if `real` is 0."""
         (value, value_se), (real, real_se) = self.value, self.real
         if real == 0:
             return Estimate(torch.nan, torch.nan)
@@ -60,37 +60,39 @@ class Measure(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """The samples that are nearest to a training image, nearest first."""
+    """The k samples with the smallest distance to a training image, nearest first."""
 
     samples: Tensor
-    """their indices, int64 [k]"""
+    """indices of the samples, int64 [k]"""
     train: Tensor
     """indices of the training images, int64 [k]"""
     distances: Tensor
     """float64 [k]"""
     threshold: float
-    """below it a sample counts as a near-copy"""
+    """a sample with a smaller distance is a near-copy"""
 
 
 @dataclass(frozen=True)
 class Quality:
     n: int
-    """samples that were judged: no more than there are test or training images, so that the floor has as many"""
+    """number of judged samples; at most the number of test or training images, so that the floor uses equally many"""
     num_samples: int
     num_train: int
     num_test: int
     measures: dict[str, Measure]
-    """by the names of `CAPTIONS`"""
+    """by the keys of `CAPTIONS`"""
     class_shares: Tensor
-    """of the n samples, float64 [10]"""
+    """class shares of the n samples, float64 [10]"""
     real_class_shares: Tensor
-    """of the training images, as the classifier sees them, float64 [10]"""
+    """class shares of the training images according to the classifier, float64 [10]"""
     pairs: dict[str, Pairs]
-    """"pixels", with distances between images in [0, 1], and "features\""""
+    """for "pixels", with distances between images in [0, 1], and for "features\""""
 
     def numbers(self) -> dict[str, float]:
-        """All of it flat: NAME, NAME_se, NAME_real, NAME_real_se, and NAME_ratio, NAME_ratio_se of the Fréchet
-        distances alone: elsewhere `real` may be 0."""
+        """Returns all numbers in one flat dict: NAME, NAME_se, NAME_real and NAME_real_se.
+
+        Only the Fréchet distances have NAME_ratio and NAME_ratio_se: `real` of other measures may be 0.
+        """
         flat: dict[str, float] = {name: getattr(self, name) for name in ("n", "num_samples", "num_train", "num_test")}
         for name, measure in self.measures.items():
             parts = {name: measure.value, f"{name}_real": measure.real}
@@ -109,19 +111,20 @@ def sample_quality(
     cache_dir: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Quality:
-    """Judge samples of grey digits by the pinned `DigitClassifier`, on the CPU.
+    """Returns all measures of samples of grey digits, by the pinned `DigitClassifier` on the CPU.
 
-    Nothing depends on the order of the images of a set: all are first sorted by their SHA-256, which is as good as
-    at random and the same every time; what takes a part of a set takes the first ones, what needs groups cuts it.
+    The result does not depend on the order of the images in a set. Each set is first sorted by the SHA-256 of its
+    images: this order is as good as random, and always the same. A measure of a part of a set uses the first images,
+    and a measure with groups cuts the sorted set.
 
     Args:
-        samples, train, test: uint8 [N, 1, 28, 28]; `train` is what the generator may have learnt from, `test` what
-            it has never seen.
-        cache_dir: keeps what is computed of the real images.
-        on_stage: called with each of `STAGES` as it begins.
+        samples, train, test: uint8 [N, 1, 28, 28]. The generator may have learnt from `train`, and has never seen
+            `test`.
+        cache_dir: folder that stores the results for the real images; None stores nothing.
+        on_stage: called with the name of each of `STAGES` when it begins.
 
     Raises:
-        ValueError: images of another kind, or fewer than 100 of one.
+        ValueError: images of another shape or dtype, or fewer than 100 images in a set.
         UserError: `cache_dir` cannot be made.
     """
     for name, images in {"samples": samples, "training images": train, "test images": test}.items():
@@ -183,25 +186,25 @@ def sample_quality(
 
 
 def _over_parts(measure: Callable[[Tensor, Tensor], Estimate], images: Tensor, n: int, reference: Tensor) -> Estimate:
-    """The mean of a measure over disjoint parts of n real images, at most ten, as independent."""
+    """Returns the mean of a measure over at most ten disjoint parts of n real images, treated as independent."""
     parts = images.split(n)[: min(len(images) // n, MAX_PARTS)]
     means, errors = torch.tensor([measure(part, reference) for part in parts], dtype=torch.float64).T
     return Estimate(means.mean().item(), errors.norm().item() / len(parts))
 
 
 def _by_digest(images: Tensor) -> Tensor:
-    """The indices that sort images by the SHA-256 of their pixels, int64 [N]."""
+    """Returns the indices that sort images by the SHA-256 of their pixels, int64 [N]."""
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images.numpy()]
     return torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """float32 [N, C·H·W] in [0, 1]"""
+    """Returns the pixels of uint8 images as float32 [N, C·H·W] in [0, 1]."""
     return images.flatten(1).float() / 255
 
 
 def _network() -> tuple[str, str]:
-    """What features depend on besides the images."""
+    """Returns everything besides the images that changes the features."""
     return read_card()["sha256"], str(VERSION)
 
 
@@ -215,7 +218,7 @@ def _real_activations(network: DigitClassifier, images: Tensor, cache_dir: Path 
 def _held_out_nearest(
     train: Tensor, test: Tensor, train_features: Tensor, test_features: Tensor, cache_dir: Path | None
 ) -> dict[str, Nearest]:
-    """The training image nearest to each test image, in pixels and in features."""
+    """Returns the nearest training image of each test image, in pixels and in features."""
 
     def make() -> dict[str, Tensor]:
         found = {

@@ -1,4 +1,4 @@
-"""Anybody's digits, from the files that people keep them in."""
+"""Reads samples of digits from any source: folders of pictures, NumPy files, IDX files."""
 
 import zlib
 from pathlib import Path
@@ -13,20 +13,22 @@ from ddpm.data.picture_files import find_pictures, read_picture_file
 from ddpm.metrics.digit_classifier import IMAGE_SHAPE
 
 ARRAY_NAMES = ("images", "arr_0")
-ROUNDING = 1e-3  # floats may lie outside their range by this much
+ROUNDING = 1e-3  # floats may exceed their range by this much
 
 
 def read_samples(path: Path) -> Tensor:
-    """Grey digits, white on black, as uint8 [N, 1, 28, 28].
+    """Returns grey digits, white on black, as uint8 [N, 1, 28, 28].
 
-    - a folder: every picture in it and in the folders below, in the order of their paths
-    - *.npy: one array; *.npz: its only array, or the one called "images" or "arr_0"
-    - an IDX file, gzipped if it ends in .gz
+    `path` is one of:
+
+    - a folder: all pictures in it and in its subfolders, sorted by path
+    - *.npy: one array; *.npz: its only array, or the array named "images" or "arr_0"
+    - an IDX file, gzipped if its name ends in .gz
 
     Arrays are [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]; integers in 0 … 255, floats in [0, 1] or in [-1, 1].
 
     Raises:
-        ValueError: there is nothing at `path`, or something else.
+        ValueError: `path` does not exist, or is not one of these.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -40,7 +42,7 @@ def read_samples(path: Path) -> Tensor:
 
 
 def to_digits(array: np.ndarray, name: str) -> Tensor:
-    """An array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. `name` is for the messages."""
+    """Returns an array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. Error messages mention `name`."""
     height, width = IMAGE_SHAPE[1:]
     shapes = ((1, height, width), (height, width), (height, width, 1))
     if array.shape[1:] not in shapes or len(array) == 0:
@@ -60,12 +62,12 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
         if high <= 1:
             raise ValueError(f"{name} has the integers 0 and 1 alone: multiply by 255 if 1 is white.")
         return array.astype(np.uint8)
-    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # written so that NaN is refused too
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # this form also rejects NaN
         raise ValueError(
             f"{name} has floats from {low:g} to {high:g}: expected [0, 1] or [-1, 1]; clamp them, or divide by 255."
         )
     black = 0 if low >= -ROUNDING else -1
-    if black == -1 and low > -0.5:  # the background of a digit would be near -1
+    if black == -1 and low > -0.5:  # with black at -1, the background of a digit is near -1
         raise ValueError(
             f"{name} has floats from {low:g} to {high:g}, which is neither [0, 1] nor, with black at -1, [-1, 1]: "
             "clamp them to [0, 1] or save uint8."
@@ -89,17 +91,17 @@ def _read_digit(path: Path) -> np.ndarray:
 
 
 def seem_inverted(digits: Tensor) -> bool:
-    """Whether most digits [N, 1, 28, 28] have a light border: dark on white, where white on black is expected."""
+    """Returns whether most digits [N, 1, 28, 28] have a light border, so are dark on white, not white on black."""
     border = torch.cat([digits[..., [0, -1], :].flatten(1), digits[..., :, [0, -1]].flatten(1)], dim=1)
     return bool((border.float().mean(dim=1) > 127.5).float().mean() > 0.5)
 
 
 def _read_numpy(path: Path) -> np.ndarray:
     try:
-        if path.suffix == ".npy":  # mapped: a header that promises more than the file holds takes no memory
+        if path.suffix == ".npy":  # mapped: a header with too large a shape allocates no memory
             arrays = {ARRAY_NAMES[0]: np.lib.format.open_memmap(path, mode="r")}
         else:
-            with path.open("rb") as file:  # np.load would leave its own open when the file is damaged
+            with path.open("rb") as file:  # np.load does not close a damaged file that it opened
                 arrays = dict(np.load(file, allow_pickle=False))
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no NumPy file of plain numbers, or is damaged.") from error

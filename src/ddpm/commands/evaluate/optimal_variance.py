@@ -1,4 +1,4 @@
-"""The x_0 error of a checkpoint, from which its optimal variance follows: measured once, kept beside it."""
+"""The x_0 error of a checkpoint, which gives its optimal variance; measured once and stored beside the checkpoint."""
 
 import torch
 from omegaconf import DictConfig
@@ -13,14 +13,14 @@ from ddpm.metrics.bound import measure_x0_mse, timesteps_for_x0_mse
 from ddpm.runs import write_json
 from ddpm.runs.files import read_json
 
-MIN_DRAWS = 4  # with fewer a timestep may be left out
+MIN_DRAWS = 4  # with fewer, a timestep may not occur
 
 
 def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evaluations) -> Tensor:
-    """The network's mean squared x_0 error on validation images, at each timestep; float64 [T].
+    """Returns the mean squared x_0 error of the network on validation images at each timestep, float64 [T].
 
-    What is kept beside the checkpoint, if it was measured in the way that `cfg` asks for. Else it is measured now,
-    and kept if the images are those of the model's own data.
+    The stored error beside the checkpoint is used if it was measured with the same settings as in `cfg`. Otherwise the
+    error is measured, and stored if the images are from the data set of the model.
 
     Raises:
         UserError: too few draws.

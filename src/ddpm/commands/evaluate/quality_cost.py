@@ -1,4 +1,4 @@
-"""After a sweep of `ddpm evaluate`: how good the samples of each sampler are, against what they cost."""
+"""After a sweep of `ddpm evaluate`: compares the sample quality of the samplers with their cost."""
 
 import csv
 import os
@@ -24,18 +24,18 @@ COLUMNS = {
     "quality/fd_test_ratio": "/ floor",
     "quality/fd_test_ratio_se": "± se",
 }
-"""of the table and its file: the keys of metrics.json"""
+"""titles of the columns by key of metrics.json"""
 
 
 ALIKE = ("checkpoint", "step", "data", "quality/n")
-"""what must be equal for numbers to be compared"""
+"""keys that must be equal in evaluations that are compared"""
 
 
 def compare(directories: Sequence[Path]) -> None:
-    """Print one table of these evaluations, and write it and its picture into the folder above them.
+    """Prints one table of these evaluations, and writes the table and a plot to their common parent folder.
 
-    What was measured before of the same checkpoint with as many samples stands in it too: the whole chain takes
-    long, and once is enough.
+    Earlier evaluations of the same checkpoint with the same number of samples are included, because an evaluation of
+    the whole chain takes long and need not be repeated.
     """
     asked = [
         metrics
