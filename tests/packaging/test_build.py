@@ -33,7 +33,7 @@ def test_build_passes_arguments_of_run_time_on():
     assert build(CONFIG.fraction, denominator=8) == 0.375
 
 
-@pytest.mark.parametrize(("node", "key"), [("bad", "bad"), ("outer.inner", "outer.inner")])
+@pytest.mark.parametrize(("node", "key"), [("bad", "bad"), ("outer.inner", "outer.inner.a")])
 def test_a_value_error_becomes_a_users_error_in_the_librarys_own_words(node, key):
     with pytest.raises(UserError) as caught:
         build(OmegaConf.select(CONFIG, node))
