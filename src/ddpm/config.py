@@ -1,5 +1,6 @@
 """The config tree, objects built from it, and what a checkpoint may build. Imports no torch."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
         message = _users_mistake(error)
         if message is None:
             raise
-        key = node._get_full_key(None) if isinstance(node, DictConfig) else ""
-        raise UserError(f"{message}\n(from `{key}` in the config)" if key else message) from error
+        if key := isinstance(node, DictConfig) and re.search("^full_key: (.+)$", str(error), re.MULTILINE):
+            message += f"\n(from `{key[1]}` in the config)"
+        raise UserError(message) from error
 
 
 def _users_mistake(error: BaseException) -> str | None:
@@ -52,7 +54,7 @@ def _users_mistake(error: BaseException) -> str | None:
     if isinstance(cause, TypeError):
         return f"{first}\n{cause} (DDPM_DEBUG=1 shows where)"
     if isinstance(cause, ImportError) or first.startswith("Error locating target"):
-        return f"{first.partition(', see')[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
+        return f"{re.split(', se[et] ', first)[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
     return None
 
 

@@ -13,7 +13,7 @@ from ddpm.commands.evaluate.bits_per_dim import spread, up_to
 from ddpm.commands.from_checkpoint import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
-from ddpm.training import load_model
+from ddpm.training.building import load_model
 
 FEW = ["trainer=cpu", "num_images=30", "num_samples=0", "evaluate.train_images=20", "evaluate.empirical_images=10"]
 TERMS = ("prior", "kl", "reconstruction", "total")

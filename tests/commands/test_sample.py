@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm.data import to_uint8
 from ddpm.diffusion import DDIM
-from ddpm.training import load_model
+from ddpm.training.building import load_model
 
 
 def pixels(folder):

@@ -18,7 +18,7 @@ from ddpm.data.pictures import image_table
 from ddpm.diffusion import DDIM, Ancestral, DPMSolverPP, editing
 from ddpm.errors import UserError
 from ddpm.seeding import ImageNoise, Stream
-from ddpm.training import load_model
+from ddpm.training.building import load_model
 
 MODES = sorted(path.stem for path in (conf_dir() / "mode").glob("*.yaml"))
 
@@ -123,7 +123,7 @@ def test_the_network_is_asked_as_often_as_was_said(loaded, mode, sampler):
     said = mode.evaluations(chain, 3, 4)
     edited = mode(chain, torch.zeros(3, 1, 28, 28), 4, seed=0)
     assert asked == said
-    assert len(mode.captions([5, 6, 7])) == len(edited.made)
+    assert len(mode.captions([5, 6, 7])) == len(edited.images)
     assert sum(len(titles) for titles, _ in edited.groups()) == sum(images.shape[1] for _, images in edited.groups())
 
 

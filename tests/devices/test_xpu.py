@@ -78,13 +78,15 @@ def test_one_device_needs_no_process_group(strategy_of, calls):
     assert calls == {"set_device": ((torch.device("xpu", 2),), {})}
 
 
-def test_gradients_are_averaged_without_a_stream_of_cuda(strategy_of, monkeypatch):
-    monkeypatch.setattr("ddpm.devices.xpu.DistributedDataParallel", lambda *args: args)
+def test_ddp_opens_no_cuda_stream(strategy_of, monkeypatch):
+    """If this fails, Lightning opens the stream under another condition than that of device ids."""
+    for module in ("pytorch", "fabric"):
+        monkeypatch.setattr(f"lightning.{module}.strategies.ddp.DistributedDataParallel", lambda **kwargs: kwargs)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: pytest.fail("there is no CUDA"))
     strategy = strategy_of([3, 1])
     wrap = getattr(strategy, "_setup_model", None) or strategy.setup_module
     model = torch.nn.Linear(1, 1)
-    assert wrap(model) == (model, [3])
+    assert wrap(model) == {"module": model, "device_ids": None}
 
 
 def test_the_accelerator_keeps_to_xpus_and_gives_their_memory_back(calls, monkeypatch):

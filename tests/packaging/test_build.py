@@ -31,9 +31,9 @@ def test_the_object_gets_plain_lists_and_dicts():
 
 
 def test_a_value_error_becomes_a_user_error_with_the_message_of_the_library():
-    for key in ("bad", "outer.inner"):
+    for node, key in (("bad", "bad"), ("outer.inner", "outer.inner.a")):
         with pytest.raises(UserError) as caught:
-            build(OmegaConf.select(CONFIG, key))
+            build(OmegaConf.select(CONFIG, node))
         assert str(caught.value) == f"Invalid literal for Fraction: 'seven'\n(from `{key}` in the config)"
 
 

@@ -1,6 +1,7 @@
-"""A checkpoint describes its model, and runs nothing of its own."""
+"""Models of a config and of a checkpoint. A checkpoint describes its model and runs no code of its own."""
 
 import sys
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -60,6 +61,16 @@ def test_a_checkpoint_is_plain_data(trained):
     )}  # fmt: skip
 
 
+@pytest.fixture
+def mine(monkeypatch):
+    """Makes this file a module `mine`, from which Hydra can import."""
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+
+
+def touch(path):
+    Path(path).touch()
+
+
 def changed(trained, tmp_path, values):
     """The checkpoint with other values in its config."""
     checkpoint = torch.load(trained[1], weights_only=True)
@@ -73,12 +84,11 @@ def changed(trained, tmp_path, values):
     return tmp_path / "changed.ckpt"
 
 
-@pytest.mark.parametrize("place", ["model", "diffusion", "diffusion.betas", "model.channels"])
-@pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.eval", "ddpm.runs.write_json"])
-def test_a_checkpoint_that_asks_for_something_else_is_refused(trained, tmp_path, place, target):
+@pytest.mark.parametrize("place", ["module", "module.extra", "model", "diffusion", "diffusion.betas", "model.channels"])
+def test_a_checkpoint_that_asks_for_something_else_is_refused(trained, tmp_path, mine, place):
     touched = tmp_path / "touched"
-    path = changed(trained, tmp_path, {place: {"_target_": target, "_args_": [f"touch {touched}"]}})
-    with pytest.raises(UserError, match=f"asks for '{target}'"):
+    path = changed(trained, tmp_path, {place: {"_target_": "mine.touch", "_args_": [str(touched)]}})
+    with pytest.raises(UserError, match=r"asks for 'mine\.touch'"):
         load_model(path)
     assert not touched.exists()
 
@@ -89,10 +99,11 @@ def test_an_interpolation_that_would_become_a_target_is_refused(trained, tmp_pat
         load_model(path)
 
 
-@pytest.mark.parametrize("part", ["data", "optimizer", "objective", "callbacks", "trainer", "logger"])
-def test_the_rest_of_its_config_is_not_built(trained, tmp_path, part):
+def test_the_rest_of_its_config_is_not_built(trained, tmp_path, mine):
     touched = tmp_path / "touched"
-    values = {f"{part}._target_": "os.system", f"{part}.command": f"touch {touched}"}
+    parts = ("data", "objective", "objective.loss", "optimizer.algorithm", "callbacks", "trainer", "logger")
+    values = {f"{part}._target_": "mine.touch" for part in parts}
+    values |= {f"{part}.path": str(touched) for part in parts}
     load_model(changed(trained, tmp_path, values))
     assert not touched.exists()
 
@@ -103,7 +114,7 @@ def test_weights_of_another_network_are_a_users_error(trained, tmp_path):
 
 
 class Doubled(nn.Module):
-    """Stands for a network of the user's own."""
+    """A network of the user's own. Its output has the wrong shape."""
 
     def __init__(self, **kwargs):
         super().__init__()
@@ -113,26 +124,19 @@ class Doubled(nn.Module):
         return torch.cat([self.layer(x)] * 2, dim=-1)
 
 
-@pytest.fixture
-def doubled(monkeypatch):
-    """`Doubled` under a name that Hydra can import."""
-    monkeypatch.setitem(sys.modules, "my_networks", sys.modules[__name__])
-    return "my_networks.Doubled"
-
-
-def test_a_class_of_the_users_own_is_built_where_a_yaml_of_theirs_names_it(trained, tmp_path, doubled):
-    path = changed(trained, tmp_path, {"model._target_": doubled})
-    with pytest.raises(UserError, match=r"asks for 'my_networks\.Doubled'"):
+def test_a_class_of_the_users_own_is_built_if_a_yaml_of_theirs_names_it(trained, tmp_path, mine):
+    path = changed(trained, tmp_path, {"model._target_": "mine.Doubled"})
+    with pytest.raises(UserError, match=r"asks for 'mine\.Doubled'"):
         load_model(path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text(f"_target_: {doubled}\n")
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.Doubled\n")
     with pytest.raises(UserError, match="the network turns images"):  # it was built
         load_model(path, trusted=trusted_targets([conf_dir(), tmp_path]))
 
 
-def test_a_network_that_changes_the_shape_is_refused(doubled):
+def test_a_network_that_changes_the_shape_is_refused(mine):
     with pytest.raises(UserError, match=r"\[1, 1, 8, 8\] into \[1, 1, 8, 16\]: both must be equal"):
-        build_model(config_of(f"model._target_={doubled}"))
+        build_model(config_of("model._target_=mine.Doubled"))
 
 
 @pytest.mark.parametrize("size", ["9", "[8,7]"])
@@ -225,9 +229,41 @@ def test_a_loaded_model_trains_on_with_the_settings_of_its_run(min_snr, tmp_path
     assert torch.equal(load_model(tmp_path / "mine.ckpt").sample(1, seed=0), loaded.eval().sample(1, seed=0))
 
 
-def test_a_model_samples_without_its_objective_and_says_why_it_does_not_train(trained, tmp_path):
-    path = changed(trained, tmp_path, {"objective.loss._target_": "nobody.knows.This"})
-    model = load_model(path)
+@pytest.mark.parametrize(
+    ("part", "node", "reason"),
+    [
+        ("objective.loss", {"_target_": "nobody.knows.This"}, r"asks for 'nobody\.knows\.This'"),
+        ("objective.timesteps", {"_target_": "nobody.knows.This"}, r"asks for 'nobody\.knows\.This'"),
+        ("optimizer.algorithm", {"_target_": "nobody.knows.This"}, r"asks for 'nobody\.knows\.This'"),
+        ("objective.loss", {"_target_": "mine.NeedsAFile"}, "no such teacher"),
+    ],
+)
+def test_a_model_samples_without_what_trains_it_and_gives_the_reason_when_it_trains(
+    trained, tmp_path, mine, part, node, reason
+):
+    (tmp_path / "mine.yaml").write_text("_target_: mine.NeedsAFile\n")
+    path = changed(trained, tmp_path, {part: node})
+    model = load_model(path, trusted=trusted_targets([conf_dir(), tmp_path]))
     assert model.sample(1, steps=3, seed=0).isfinite().all()
-    with pytest.raises(UserError, match=r"asks for 'nobody\.knows\.This'"):
+    with pytest.raises(UserError, match=reason):
         fit(model, 1)
+
+
+class NeedsAFile:
+    """An objective that cannot be built: not a mistake in the config, but an error of its own."""
+
+    def __init__(self):
+        raise OSError("no such teacher")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("module._target_=torch.nn.Identity", r"module\._target_=torch\.nn\.Identity must be DDPM or a subclass"),
+        ("+module.unknown=1", "module: .*unexpected keyword argument 'unknown'"),
+        ("module._target_=nobody.knows.This", "Error locating target 'nobody.knows.This': is its folder on"),
+    ],
+)
+def test_a_mistake_in_the_module_is_a_users_error(override, words):
+    with pytest.raises(UserError, match=words):
+        build_model(config_of(override))

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from small import NUM_STEPS, Shades, quiet_trainer, small_model, trained_a_little
+from small import IMAGE_SHAPE, NUM_STEPS, Shades, fit, quiet_trainer, small_model, trained_a_little
 from torch import nn
 
 from ddpm.data import Split, to_model_range
-from ddpm.diffusion import vlb_terms
+from ddpm.diffusion import GaussianDiffusion, schedules, vlb_terms
+from ddpm.training import DDPM
 
 
 def validate(model, data=None):
@@ -96,3 +97,39 @@ def test_every_image_has_noise_of_its_own():
     x_t = torch.cat([x for x, _ in model.ema.module.asked]).flatten(1)
     assert len(x_t) == 3 * 12
     assert len(x_t.unique(dim=0)) == len(x_t)
+
+
+class Labelled(nn.Module):
+    """Remembers the labels that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.labels = []
+
+    def forward(self, x, t, labels=None):
+        self.labels.append(labels)
+        return self.scale * x
+
+
+class Conditional(DDPM):
+    def condition(self, batch):
+        return {"labels": batch[1]}
+
+
+class Numbered(Shades):
+    """The label of an image is its index."""
+
+    def load(self):
+        return {name: Split(images, torch.arange(len(images))) for name, (images, _) in super().load().items()}
+
+
+def test_the_network_gets_the_condition_in_training_in_the_loss_and_in_the_bound():
+    diffusion = GaussianDiffusion(schedules.cosine(NUM_STEPS))
+    model = Conditional(Labelled(), diffusion, IMAGE_SHAPE)
+    fit(model, 1, data=Numbered(batch_size=40))
+    (labels,) = model.network.labels
+    assert labels.sort().values.tolist() == list(range(40))
+    model.ema.module.labels.clear()
+    validate(model, Numbered(batch_size=12))
+    assert [labels.tolist() for labels in model.ema.module.labels] == [list(range(12))] * 3

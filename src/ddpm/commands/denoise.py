@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.trainer.devices not in (1, "1") or cfg.trainer.num_nodes != 1:
         raise UserError("denoise walks one image on one device: leave trainer.devices and trainer.num_nodes out.")
     if cfg.ckpt is None:
-        checkpoint, denoise = None, None
+        checkpoint, network = None, None
         fabric = from_checkpoint.build_fabric(cfg.trainer)
         diffusion = GaussianDiffusion(build(cfg.schedule), "x0").to(fabric.device)
         data = build(cfg.data)
@@ -49,11 +49,11 @@ def run(cfg: DictConfig) -> None:
         leave_to_checkpoint(cfg)
         loaded = from_checkpoint.load(cfg)
         checkpoint, model, fabric, directory = loaded
-        denoise, diffusion = loaded.network, model.diffusion
+        network, diffusion = loaded.network, model.diffusion
         data = from_checkpoint.data_of(cfg, model)
 
     image, label = pick_image(data, cfg.image_index)
-    walks = walk(image.to(fabric.device), diffusion, denoise, cfg.seed)
+    walks = walk(image.to(fabric.device), diffusion, network, cfg.seed)
 
     make_folder(directory)
     draw(directory, walks, diffusion)
@@ -122,20 +122,20 @@ class Walk:
     Args:
         x0: [1, C, H, W].
         num_steps: T; x_t is recorded for t = -1 (x_0 itself) to T-1.
-        moments: the timesteps whose images are kept.
+        kept_timesteps: the timesteps whose images are kept.
     """
 
-    def __init__(self, x0: Tensor, num_steps: int, moments: Collection[int]):
+    def __init__(self, x0: Tensor, num_steps: int, kept_timesteps: Collection[int]):
         self.x0 = x0
-        self.moments = moments
+        self.kept_timesteps = kept_timesteps
         self.rmse: list[float] = [math.nan] * (num_steps + 1)
         """for t = -1 … T-1; NaN if no image was recorded"""
         self.images: dict[int, Tensor] = {}
-        """images at `moments`, [C, H, W] on the CPU"""
+        """images at `kept_timesteps`, [C, H, W] on the CPU"""
 
     def see(self, t: int, image: Tensor) -> None:
         self.rmse[t + 1] = (image - self.x0).square().mean().sqrt().item()
-        if t in self.moments:
+        if t in self.kept_timesteps:
             self.images[t] = image[0].cpu()
 
     def rmse_at(self, t: int) -> float:
@@ -143,22 +143,22 @@ class Walk:
 
 
 @torch.no_grad()
-def walk(x0: Tensor, diffusion: GaussianDiffusion, denoise: Network | None, seed: int) -> dict[str, Walk]:
+def walk(x0: Tensor, diffusion: GaussianDiffusion, network: Network | None, seed: int) -> dict[str, Walk]:
     """Runs the forward chain from x0 [1, C, H, W], the reverse chain of the oracle, and the learned reverse chain.
 
     Both reverse chains start from the same x_T and use the same noise, so that only the prediction differs. The learned
-    chain needs `denoise`.
+    chain needs `network`.
     """
     num_steps = diffusion.num_steps
-    moments = {X0, *evenly(num_steps, NUM_SHOWN), *evenly(num_steps, NUM_FRAMES)}
-    names = ["forward", "oracle"] if denoise is None else ["forward", "oracle", "learned", "predicted_x0"]
-    walks = {name: Walk(x0, num_steps, moments) for name in names}
+    timesteps = {X0, *evenly(num_steps, NUM_SHOWN), *evenly(num_steps, NUM_FRAMES)}
+    names = ["forward", "oracle"] if network is None else ["forward", "oracle", "learned", "predicted_x0"]
+    walks = {name: Walk(x0, num_steps, timesteps) for name in names}
 
     x_T = forward(x0, diffusion, ImageNoise(Stream.SAMPLING, seed, 1, indices=[0]), walks["forward"])
     oracle = GaussianDiffusion(diffusion.betas, "x0", clip_x0=False).to(x0.device)
     backward(x_T, oracle, lambda x_t, t: x0, way_back_noise(seed), walks["oracle"])
-    if denoise is not None:
-        backward(x_T, diffusion, denoise, way_back_noise(seed), walks["learned"], walks["predicted_x0"])
+    if network is not None:
+        backward(x_T, diffusion, network, way_back_noise(seed), walks["learned"], walks["predicted_x0"])
     return walks
 
 
@@ -184,14 +184,14 @@ def forward(x0: Tensor, diffusion: GaussianDiffusion, randn_like: RandnLike, see
 def backward(
     x_T: Tensor,
     diffusion: GaussianDiffusion,
-    denoise: Network,
+    network: Network,
     randn_like: RandnLike,
     seen: Walk,
     predicted: Walk | None = None,
 ) -> None:
     """Runs the reverse chain from x_T; `predicted` records the predicted x_0 of each step."""
     seen.see(diffusion.num_steps - 1, x_T)
-    steps = Ancestral().iterate(denoise, diffusion, x_T, randn_like)
+    steps = Ancestral().iterate(network, diffusion, x_T, randn_like)
     shown = track(steps, "way back", diffusion.num_steps, console=display.console, transient=True)
     for step in shown:
         if predicted is not None:

@@ -29,10 +29,10 @@ class EditResult(NamedTuple):
     """R rows of edited images, with the columns of input images before and after them."""
 
     before: Columns
-    made: Tensor
+    images: Tensor
     """[R, num_samples, C, H, W]"""
     titles: Sequence[str]
-    """titles of the columns of `made`"""
+    """titles of the columns of `images`"""
     after: Columns
 
     def groups(self) -> list[tuple[Sequence[str], Tensor]]:
@@ -41,7 +41,7 @@ class EditResult(NamedTuple):
             [(list(columns), torch.stack(list(columns.values()), dim=1))] if columns else []
             for columns in (self.before, self.after)
         )
-        return [*before, (self.titles, self.made), *after]
+        return [*before, (self.titles, self.images), *after]
 
 
 class Mode(ABC):

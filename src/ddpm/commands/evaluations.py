@@ -1,5 +1,7 @@
 """A progress bar that counts network evaluations."""
 
+from collections.abc import Callable
+
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
@@ -20,13 +22,18 @@ class Evaluations(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
         super().__init__(*columns, console=display.console)
 
-    def count(self, network: Network, part: str, total: int) -> Network:
+    def part(self, name: str, total: int) -> Callable[[int], None]:
+        """Adds a bar that ends at `total`; returns the function that advances it by a number of evaluations."""
+        task = self.add_task(name, total=total)
+        return lambda done: self.advance(task, done * self.processes)
+
+    def count(self, network: Network, name: str, total: int) -> Network:
         """Returns `network` wrapped, so that its evaluations advance a new bar towards `total`."""
-        task = self.add_task(part, total=total)
+        advance = self.part(name, total)
 
         def counted(x_t: Tensor, t: Tensor) -> Tensor:
             output = network(x_t, t)
-            self.advance(task, len(x_t) * self.processes)
+            advance(len(x_t))
             return output
 
         return counted

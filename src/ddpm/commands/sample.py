@@ -2,20 +2,18 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
-from rich.progress import Progress
 from torch import Tensor
 
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.command import Plan
 from ddpm.commands.edits import Chain, Mode
+from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.config import build
 from ddpm.data import pictures, to_model_range, to_uint8
@@ -59,19 +57,19 @@ def run(cfg: DictConfig) -> None:
         raise UserError("a mode works on one device: leave trainer.devices out.")
 
     started = time.perf_counter()
-    made = draw(cfg, loaded, sampler, steps) if mode is None else edit(cfg, loaded, sampler, steps, mode)
+    result = draw(cfg, loaded, sampler, steps) if mode is None else edit(cfg, loaded, sampler, steps, mode)
     seconds = time.perf_counter() - started
     if not fabric.is_global_zero:
         return
 
     make_folder(directory)
-    arrays = {"images": made.images} | ({} if made.inputs is None else {"inputs": made.inputs})
+    arrays = {"images": result.images} | ({} if result.inputs is None else {"inputs": result.inputs})
     pixels = {name: to_uint8(images).cpu().numpy() for name, images in arrays.items()}
-    made.picture.save(directory / "samples.png")
+    result.picture.save(directory / "samples.png")
     np.savez_compressed(directory / "samples.npz", **pixels)  # type: ignore[arg-type]
     write_json(directory / "provenance.json", provenance(device_name(fabric.device)) | {"checkpoint": checkpoint})
-    each = round(made.evaluations / len(made.images))
-    display.console.print(f"{len(made.images)} images in {seconds:.1f} s, {each} network evaluations each")
+    each = round(result.evaluations / len(result.images))
+    display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} network evaluations each")
     display.results(
         directory,
         [
@@ -89,9 +87,9 @@ def plan(cfg: DictConfig) -> Plan:
 
 def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> SampleResult:
     """Returns images drawn from noise."""
-    evaluations, processes = cfg.num_samples * steps, loaded.fabric.world_size
-    with progress_bar(steps, evaluations) as advance:
-        images = from_checkpoint.sample(cfg, loaded, sampler, lambda done: advance(done * processes))
+    evaluations = cfg.num_samples * steps
+    with Evaluations(loaded.fabric.world_size) as progress:
+        images = from_checkpoint.sample(cfg, loaded, sampler, progress.part(f"sampling, {steps} steps", evaluations))
     return SampleResult(images, evaluations, pictures.image_grid(images))
 
 
@@ -99,22 +97,23 @@ def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mo
     """Returns images that `mode` makes from images of the test set."""
     images = pick_images(cfg, loaded.model).to(loaded.fabric.device)
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
         outputs = []
         for batch in zip(x_t.split(cfg.batch_size), t.split(cfg.batch_size), strict=True):
             outputs.append(loaded.network(*batch))
             advance(len(outputs[-1]))
         return torch.cat(outputs)
 
-    chain = Chain(denoise, loaded.model.diffusion, sampler)
+    chain = Chain(network, loaded.model.diffusion, sampler)
     try:
         evaluations = mode.evaluations(chain, len(images), cfg.num_samples)
     except ValueError as error:
         raise UserError(f"mode: {error}") from error
-    with progress_bar(steps, evaluations) as advance, torch.no_grad():
+    with Evaluations() as progress, torch.no_grad():
+        advance = progress.part(f"sampling, {steps} steps", evaluations)
         edited = mode(chain, images, cfg.num_samples, cfg.seed)
 
-    made = edited.made.flatten(0, 1).clamp(-1, 1)
+    made = edited.images.flatten(0, 1).clamp(-1, 1)
     picture = pictures.image_table(edited.groups(), mode.captions(cfg.images))
     return SampleResult(made, evaluations, picture, images)
 
@@ -131,11 +130,3 @@ def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
         if not 0 <= index < len(images):
             raise UserError(f"images: there is no {index}, the test set has the images 0 to {len(images) - 1}.")
     return to_model_range(images[list(cfg.images)])
-
-
-@contextmanager
-def progress_bar(steps: int, evaluations: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar of network evaluations; yields the function that advances it by a number of them."""
-    with Progress(console=display.console) as progress:
-        task = progress.add_task(f"sampling, {steps} steps", total=evaluations)
-        yield lambda done: progress.advance(task, done)

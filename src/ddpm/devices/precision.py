@@ -58,7 +58,7 @@ class TrainerAutocast(Strategy):
     def precision_plugin(self, plugin: Any) -> None:
         if isinstance(plugin, MixedPrecision) and self.accelerator and plugin.device != self.accelerator.name():
             plugin = MixedPrecision(plugin.precision, self.accelerator.name())  # type: ignore[arg-type]
-        self._precision_plugin = plugin
+        Strategy.precision_plugin.fset(self, plugin)  # type: ignore[attr-defined]
 
 
 class FabricAutocast(FabricStrategy):
@@ -68,4 +68,4 @@ class FabricAutocast(FabricStrategy):
     def precision(self, plugin: Any) -> None:
         if isinstance(plugin, FabricMixedPrecision) and self.accelerator and plugin.device != self.accelerator.name():
             plugin = FabricMixedPrecision(plugin.precision, self.accelerator.name())  # type: ignore[arg-type]
-        self._precision = plugin
+        FabricStrategy.precision.fset(self, plugin)  # type: ignore[attr-defined]

@@ -20,8 +20,6 @@ from lightning.fabric.strategies import SingleDeviceStrategy as FabricSingleDevi
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .precision import FabricAutocast, TrainerAutocast
 
@@ -93,18 +91,21 @@ class FabricSingleXPUStrategy(_OneDevice, FabricAutocast, FabricSingleDeviceStra
     """For `Fabric`, in one process."""
 
 
+# A strategy that names no device ids opens no CUDA stream, and DDP takes the device of the weights.
+
+
 class DDPXPUStrategy(TrainerAutocast, DDPStrategy):
     """For `Trainer`, with one process for each device. The process group is torch's default for XPUs, xccl."""
 
-    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        return DistributedDataParallel(model, self.determine_ddp_device_ids(), **self._ddp_kwargs)
+    def determine_ddp_device_ids(self) -> None:
+        return None
 
 
 class FabricDDPXPUStrategy(FabricAutocast, FabricDDPStrategy):
     """For `Fabric`, with one process for each device."""
 
-    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
-        return DistributedDataParallel(module, self._determine_ddp_device_ids(), **self._ddp_kwargs)
+    def _determine_ddp_device_ids(self) -> None:  # private in Fabric, which has no public counterpart
+        return None
 
 
 def register() -> None:

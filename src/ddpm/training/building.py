@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from hydra.utils import get_class
+from hydra.errors import InstantiationException
 
 from ddpm.config import build, check_targets, conf_dir, trusted_targets
 from ddpm.errors import UserError
@@ -48,7 +48,7 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
     def build_or_postpone(node: Any) -> Any:
         try:
             return build_trusted(node)
-        except UserError as error:
+        except (UserError, InstantiationException) as error:
             return _raises(str(error))
 
     try:
@@ -83,7 +83,7 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     build_training = build_training or build_part
     objective, optimizer = config["objective"], config["optimizer"]
     module = build(config["module"], _partial_=True)
-    if not issubclass(get_class(config["module"]["_target_"]), DDPM):
+    if not (isinstance(module.func, type) and issubclass(module.func, DDPM)):
         raise UserError(f"module._target_={config['module']['_target_']} must be DDPM or a subclass of it.")
     network, diffusion = build_part(config["model"]), build_part(config["diffusion"])
     try:
@@ -102,6 +102,8 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    except TypeError as error:
+        raise UserError(f"module: {error} (DDPM_DEBUG=1 shows where)") from error
     return model
 
 

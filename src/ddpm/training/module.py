@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric, MetricCollection
 
 from ddpm.data.batches import batches_done
@@ -20,6 +19,8 @@ from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import FORMAT
 from ddpm.seeding import ImageNoise, Stream, evenly_spread, generator, seed_at
+from ddpm.training.averaging import moving_average
+from ddpm.training.learning_rate import warmup_and_decay
 from ddpm.training.lightning_internals import logged_step
 
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
@@ -44,7 +45,7 @@ class DDPM(L.LightningModule):
         warmup_steps: the learning rate rises linearly over these steps, then stays constant.
         decay_steps: if given, the learning rate falls to zero along a half cosine from the end of the warm-up to
             this step.
-        ema_decay: decay of the average per step; after n steps at most (1 + n)/(10 + n).
+        ema_decay: decay of the average per step; smaller in the first steps.
         seed: of the draws in training.
         config: the resolved config as plain data. Checkpoints carry it and are loaded by it.
 
@@ -68,24 +69,15 @@ class DDPM(L.LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters({"config": config}, logger=False)
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema.decay={ema_decay} must be at least 0 and below 1.")
-        if warmup_steps < 0:
-            raise ValueError(f"optimizer.warmup_steps={warmup_steps} must be at least 0.")
-        if decay_steps is not None and decay_steps <= warmup_steps:
-            raise ValueError(
-                f"optimizer.decay_steps={decay_steps} must be above optimizer.warmup_steps={warmup_steps}."
-            )
         self.network = network
         self.diffusion = diffusion
         self.image_shape = image_shape
         self.objective = objective or Simple()
         self.draw_timesteps = draw_timesteps
         self.optimizer = optimizer
-        self.learning_rate_factor = partial(_learning_rate_factor, warmup=warmup_steps, decay=decay_steps)
+        self.learning_rate_factor = warmup_and_decay(warmup_steps, decay_steps)
         self.seed = seed
-        self.ema = AveragedModel(network, multi_avg_fn=partial(_average, decay=ema_decay), use_buffers=False)
-        self.ema.requires_grad_(False).eval()
+        self.ema = moving_average(network, ema_decay)
         names = ("loss", "bpd", "loss_q1", "loss_q2", "loss_q3", "loss_q4")
         self.validation_metrics = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
         self._check_network()
@@ -103,6 +95,10 @@ class DDPM(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT
 
+    def condition(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What the network takes besides x_t and t for the images of a batch. Override it for a conditional network."""
+        return {}
+
     # Training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -117,7 +113,7 @@ class DDPM(L.LightningModule):
         t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine].to(x0.device)
         eps = torch.randn(size, *self.image_shape, generator=draws)[mine].to(x0.device)
 
-        losses = self.objective(self.network, self.diffusion, x0, t, eps)
+        losses = self.objective(self.network, self.diffusion, x0, t, eps, **self.condition(batch))
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if self.logs_this_step:
@@ -191,25 +187,24 @@ class DDPM(L.LightningModule):
         In float32, since the rounding of bfloat16 adds to the bound.
         """
         x0, _ = batch
-        with torch.autocast(x0.device.type, enabled=False):
-            self._validate(x0)
-
-    def _validate(self, x0: Tensor) -> None:
+        condition = self.condition(batch)
         # Each rank has every world_size-th image.
         local = torch.arange(self._images_validated, self._images_validated + len(x0))
         index = local * self.trainer.world_size + self.trainer.global_rank
         self._images_validated += len(x0)
         position = evenly_spread(index)
+        t = (position * self.diffusion.num_steps).long().to(x0.device)
+        after_first = 1 + (position * (self.diffusion.num_steps - 1)).long()
         randn_like = ImageNoise(Stream.VALIDATION, indices=index.tolist())
 
-        t = (position * self.diffusion.num_steps).long().to(x0.device)
-        losses = self.objective(self.ema, self.diffusion, x0, t, randn_like(x0))
+        with torch.autocast(x0.device.type, enabled=False):
+            losses = self.objective(self.ema, self.diffusion, x0, t, randn_like(x0), **condition)
+            network = partial(self.ema, **condition)
+            bound = vlb_terms(network, self.diffusion, x0, after_first[:, None], randn_like)
+
         self.validation_metrics["loss"].update(losses)
         for name, quarter in self._by_quarter(t, losses):
             self.validation_metrics[name].update(quarter)
-
-        after_first = 1 + (position * (self.diffusion.num_steps - 1)).long()
-        bound = vlb_terms(self.ema, self.diffusion, x0, after_first[:, None], randn_like)
         self.validation_metrics["bpd"].update(bound.total(self.diffusion.num_steps))
 
     def on_validation_epoch_end(self) -> None:
@@ -266,17 +261,3 @@ class DDPM(L.LightningModule):
             if on_step:
                 on_step(len(indices))
         return x_t.clamp(-1, 1)
-
-
-def _average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor, decay: float) -> None:
-    n = num_averaged.item()
-    get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, num_averaged)
-
-
-def _learning_rate_factor(step: int, warmup: int, decay: int | None) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    if decay is None:
-        return 1.0
-    progress = min((step - warmup) / max(decay - warmup, 1), 1.0)
-    return (1 + math.cos(math.pi * progress)) / 2

@@ -98,7 +98,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         "variance": model.diffusion.variance,
         "weights": "EMA",
         "step": load_checkpoint(checkpoint)["global_step"],
-        "precision": fabric._precision.precision,
+        "precision": fabric.strategy.precision.precision,
         "seed": cfg.seed,
         "checkpoint": checkpoint,
         **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),

@@ -35,7 +35,7 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         "draws": draws,
         "seed": cfg.seed,
         "weights": "EMA",
-        "precision": loaded.fabric._precision.precision,
+        "precision": loaded.fabric.strategy.precision.precision,
     }
     stored = read_json(path)
     if "x0_mse" in stored and stored.items() >= facts.items():

@@ -93,10 +93,8 @@ def draw(cfg: DictConfig, loaded: Loaded) -> Drawn:
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
     with Evaluations(loaded.fabric.world_size) as progress:
-        task = progress.add_task(f"samples, {steps} steps", total=cfg.num_samples * steps)
-        images = from_checkpoint.sample(
-            cfg, loaded, sampler, lambda done: progress.advance(task, done * loaded.fabric.world_size)
-        )
+        advance = progress.part(f"samples, {steps} steps", cfg.num_samples * steps)
+        images = from_checkpoint.sample(cfg, loaded, sampler, advance)
     seconds = time.perf_counter() - started
     origin = {
         "sampler": type(sampler).__name__,
