@@ -258,7 +258,7 @@ def print_summary(cfg: DictConfig, model: DDPM, trainer: L.Trainer) -> None:
         f"settings: {' '.join(changed_settings(cfg)) or 'the defaults'}",
         f"network: {parameters:,} parameters, {flops_per_image(model) / 1e9:.3g} GFLOPs per image (forward pass)",
         f"device: {device_name(trainer.strategy.root_device)}; precision {trainer.precision}; training needs about "
-        f"{memory / 2**30:.2g} GiB per process (weights, average, gradients, Adam, a batch's activations in float32)",
+        f"{memory / 1e6:,.0f} MB per process (weights, average, gradients, Adam, a batch's activations in float32)",
     ):
         display.console.print(line, markup=False)
 

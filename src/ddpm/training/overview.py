@@ -26,7 +26,8 @@ def changed_settings(cfg: DictConfig) -> list[str]:
     groups = [f"{group}={choice}" for group, choice in choices.items() if choice != default.get(group)]
     chosen = [group for group in groups if not group.startswith(recipes)]
     before, now = (dict(leaves(OmegaConf.to_container(config))) for config in (compose("train", chosen), cfg))
-    keys = [f"{key}={now[key]}" for key in now if key not in before or before[key] != now[key]]
+    # repr, since 1 and 1.0 are equal, but mean one batch and all batches
+    keys = [f"{key}={now[key]}" for key in now if key not in before or repr(before[key]) != repr(now[key])]
     keys += [f"~{key}" for key in before.keys() - now.keys()]
     return chosen + [key for key in keys if not key.lstrip("~").startswith(NOT_SHOWN)]
 
