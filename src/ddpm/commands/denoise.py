@@ -42,8 +42,8 @@ def run(cfg: DictConfig) -> None:
     if cfg.ckpt is None:
         checkpoint, network = None, None
         fabric = from_checkpoint.build_fabric(cfg.trainer)
-        diffusion = GaussianDiffusion(build(cfg.schedule), "x0").to(fabric.device)
-        data = build(cfg.data)
+        diffusion = GaussianDiffusion(build(cfg.schedule, Tensor), "x0").to(fabric.device)
+        data = build(cfg.data, ImageData)
         directory = directory_of(cfg)
     else:
         leave_to_checkpoint(cfg)

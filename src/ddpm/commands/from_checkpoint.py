@@ -85,7 +85,7 @@ def plan(cfg: DictConfig, what: str) -> Plan:
     number_of_processes(cfg.trainer)  # are they there?
     model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
     if "sampler" in cfg:
-        model.check_sampler(build(cfg.sampler))
+        model.check_sampler(build(cfg.sampler, Sampler))
     return Plan(results_directory(cfg, checkpoint), what)
 
 
@@ -115,7 +115,7 @@ def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
         # What may be downloaded goes where the user wants it, whatever a stranger's checkpoint says.
         if node.get("root") == saved["paths"]["data"] or issubclass(get_class(node["_target_"]), MNIST):
             node["root"] = cfg.paths.data
-    data: ImageData = build(node)
+    data: ImageData = build(node, ImageData)
     if tuple(data.image_shape) != tuple(model.image_shape):
         raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
     return data

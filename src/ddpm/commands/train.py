@@ -123,12 +123,12 @@ def prepare(cfg: DictConfig) -> Job:
     if cfg.init_from is not None and is_new:
         load_weights(model, find_checkpoint(cfg.init_from))
     check_optimizer(model)
-    data: ImageData = build(cfg.data)
+    data: ImageData = build(cfg.data, ImageData)
     data.prepare_data()
     data.setup("fit")
     steps_to_make(cfg.trainer, data)
 
-    callbacks = [build(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
+    callbacks = [build(callback, L.Callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     for callback in callbacks:
         if isinstance(callback, SamplePictures):
             model.check_sampler(callback.sampler)

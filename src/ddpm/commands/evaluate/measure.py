@@ -115,7 +115,7 @@ def measure_samples(cfg: DictConfig) -> None:
         raise UserError(f"samples: {error}") from error
     if seem_inverted(samples):
         display.console.print("The samples seem inverted: expected white digits on a black background.")
-    data = with_images(build(cfg.data if cfg.data is not None else mnist(cfg)))
+    data = with_images(build(cfg.data if cfg.data is not None else mnist(cfg), ImageData))
     if not sample_quality.knows(data):
         raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")
     origin = {"samples": Path(cfg.samples), "num_samples": len(samples)}
