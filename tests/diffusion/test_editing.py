@@ -242,6 +242,6 @@ def test_a_strength_outside_its_range_is_refused(strength: float) -> None:
 
 def test_a_strength_below_the_first_step_is_refused() -> None:
     diffusion = GaussianDiffusion(schedules.linear(100))
-    with pytest.raises(ValueError, match=r"the first of which is 19 of 100: take more"):
+    with pytest.raises(ValueError, match=r"whose first timestep is 19 of 100: use more"):
         editing.steps_within(diffusion, DDIM(5, spacing="trailing"), 0.19)
     assert editing.steps_within(diffusion, DDIM(5, spacing="trailing"), 0.2) == slice(1)
