@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 # Before ddpm is imported: the hook changes modules while they are loaded.
 install_import_hook(["ddpm.diffusion", "ddpm.models"], "beartype.beartype")
 
-from command_line import Answer, run_here, run_process
+from command_line import Answer, run_here, run_process  # noqa: E402
 
 for name in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
     os.environ.pop(name, None)  # they change what the program prints

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -15,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from ddpm.__main__ import main
+from ddpm.launch.jobs import FORWARDED_SIGNALS
 
 Answer = subprocess.CompletedProcess[str]
 
@@ -32,6 +34,7 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> A
     """Run the program in this process, in the folder `cwd`; jobs of a sweep are processes of their own as always.
 
     The answer is that of a process: an exception that is no SystemExit becomes a traceback on stderr and exit code 1.
+    Modules from a PYTHONPATH in `env` are forgotten at the end.
     """
     with (
         TemporaryFile("w+", buffering=1) as out,
@@ -41,6 +44,7 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> A
         captured(out, err),
     ):
         os.environ |= env or {}
+        sys.path[:0] = filter(None, (env or {}).get("PYTHONPATH", "").split(os.pathsep))
         sys.argv = ["ddpm", *arguments]
         code: object = 0
         try:
@@ -78,8 +82,10 @@ def captured(out: TextIO, err: TextIO) -> Iterator[None]:
 
 @contextmanager
 def state_restored() -> Iterator[None]:
-    """Restore what the program changes in its process: arguments, environment, logging, Hydra's current config."""
+    """Restore what the program changes: arguments, environment, imports, signal handlers, logging, Hydra's config."""
     arguments, environment = sys.argv, os.environ.copy()
+    signals = {number: signal.getsignal(number) for number in FORWARDED_SIGNALS}
+    path, modules = sys.path[:], sys.modules.copy()
     handlers, level = logging.root.handlers[:], logging.root.level
     try:
         yield
@@ -87,6 +93,13 @@ def state_restored() -> Iterator[None]:
         sys.argv = arguments
         os.environ.clear()
         os.environ.update(environment)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        added = set(sys.path) - set(path)
+        sys.path[:] = path
+        for name in sys.modules.keys() - modules.keys():
+            if str(Path(getattr(sys.modules[name], "__file__", None) or "").parent) in added:
+                del sys.modules[name]
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         GlobalHydra.instance().clear()
