@@ -1,6 +1,6 @@
-"""Answers worked out by hand, in float64 and without the library, that the tests compare it with.
+"""Closed forms in float64, computed without the library. The tests compare the library with them.
 
-The posterior is written in precision form (Bayes' rule for two Gaussians), not in the usual c0, ct formulas.
+The posterior is computed from precisions (Bayes' rule for two Gaussians), not by the usual formulas of c0 and ct.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def seeded_noise(seed: int) -> Callable[[Tensor], Tensor]:
 
 
 class Chain(NamedTuple):
-    """A forward chain known by ᾱ alone, with q(x_{t-1}|x_t, x_0) = N(c0·x_0 + ct·x_t, variance)."""
+    """A forward chain, computed from ᾱ alone. q(x_{t-1}|x_t, x_0) = N(c0·x_0 + ct·x_t, variance)."""
 
     alpha_bars: Tensor
     betas: Tensor
@@ -57,7 +57,7 @@ class Chain(NamedTuple):
         previous = torch.cat([torch.ones(1, dtype=torch.float64), ab[:-1]])
         alphas = ab / previous
         betas = 1 - alphas
-        # From x_0 comes N(√ᾱ' x_0, 1-ᾱ'), from x_t a likelihood with precision α/β; precisions add.
+        # x_0 gives the prior N(√ᾱ' x_0, 1-ᾱ'), x_t gives a likelihood of precision α/β; precisions add.
         of_prior, of_step = 1 / (1 - previous[1:]), alphas[1:] / betas[1:]
         variance = 1 / (of_prior + of_step)
         c0 = variance * of_prior * previous[1:].sqrt()
@@ -79,7 +79,7 @@ class Chain(NamedTuple):
         return torch.cat([self.variance[1:2], self.variance[1:]])
 
     def as_output(self, prediction: str, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """What a network that believes in x0 says under `prediction`, in float64."""
+        """The output of a network whose estimate of x_0 is `x0`, for a type of prediction, in float64."""
         ab, c0, ct = (column(table[t]) for table in (self.alpha_bars, self.c0, self.ct))
         x0, x_t = x0.double(), x_t.double()
         eps = (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
@@ -91,7 +91,7 @@ class Chain(NamedTuple):
         }[prediction]
 
     def denoiser(self, prediction: str, x0_of: Callable[[Tensor, Tensor], Tensor]) -> Network:
-        """A network built from an estimate x0_of(x_t, ᾱ_t [B, 1, 1, 1]) of x_0."""
+        """A network whose estimate of x_0 is x0_of(x_t, ᾱ_t [B, 1, 1, 1])."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             x0 = x0_of(x_t.double(), column(self.alpha_bars[t]))
@@ -145,7 +145,7 @@ def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) ->
 
 
 class Response(NamedTuple):
-    """A sampler of affine maps is affine in (x_T, noise of step 1, noise of step 2 …)."""
+    """The output of a sampler with an affine network: offset + of_x_T·x_T + Σ_k of_noise[k]·noise_k."""
 
     offset: float
     of_x_T: float
@@ -159,7 +159,7 @@ class Response(NamedTuple):
 
 
 def response(sampler: Sampler, diffusion: GaussianDiffusion, denoise: Network) -> list[Response]:
-    """After each step, measured exactly: row 0 gets zeros, row 1 gets x_T = 1, row 2+k the k-th noise = 1."""
+    """The response after each step. Row 0 gets zeros, row 1 gets x_T = 1, row 2+k gets 1 as its k-th noise."""
     rows = diffusion.num_steps + 3
     x_T = torch.zeros(rows, 1, 1, 1)
     x_T[1] = 1
@@ -180,7 +180,7 @@ def response(sampler: Sampler, diffusion: GaussianDiffusion, denoise: Network) -
 
 
 def asked_steps(sampler: Sampler, diffusion: GaussianDiffusion) -> list[int]:
-    """The t at which the network is asked, in the order of asking."""
+    """The t of each call of the network, in order."""
     asked: list[int] = []
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
