@@ -15,7 +15,7 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # a user's PATH may lack the daemons
 
-# No accounting: `sacct` returns nothing here, as on many small clusters. A requeued job starts again when its credential
+# No accounting: `sacct` returns nothing here, as on many small clusters. A requeued job starts when its credential
 # has expired, by default after two minutes. An urgent job preempts the others, after a warning.
 CONFIG = """\
 ClusterName=tests
