@@ -37,8 +37,8 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> A
     Modules from a PYTHONPATH in `env` are forgotten at the end.
     """
     with (
-        TemporaryFile("w+", buffering=1) as out,
-        TemporaryFile("w+", buffering=1) as err,
+        TemporaryFile("w+", buffering=1, encoding="utf-8") as out,
+        TemporaryFile("w+", buffering=1, encoding="utf-8") as err,
         chdir(cwd),
         state_restored(),
         captured(out, err),
