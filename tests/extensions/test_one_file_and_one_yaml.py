@@ -21,7 +21,7 @@ from ddpm.diffusion import Objective
 
 
 class Consistent(Objective):
-    \"\"\"The squared distance between the predictions at t and at t - 1; the second one has no gradient.\"\"\"
+    \"\"\"The squared distance to the mean of eps and of the network's own prediction at t - 1.\"\"\"
 
     def __call__(self, network, diffusion, x0, t, eps, **condition):
         nearer = (t - 1).clamp(min=0)
