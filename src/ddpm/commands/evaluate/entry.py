@@ -23,7 +23,7 @@ from ddpm.data import ImageData
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.metrics.measures import Measure
-from ddpm.metrics.samples_file import read_samples, seem_inverted
+from ddpm.metrics.samples_file import doubts, read_samples
 from ddpm.runs import identity_overrides, load_checkpoint, run_directory, task_overrides, write_json
 from ddpm.training.module import DDPM
 
@@ -166,8 +166,8 @@ def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, list[Measure]]:
 def judge_samples(cfg: DictConfig) -> None:
     """Compares samples from a file or a folder with real digits."""
     samples, data, measures = prepare_samples(cfg)
-    if seem_inverted(samples):
-        display.console.print("The samples seem inverted: expected white digits on a black background.")
+    if doubt := doubts(samples):
+        display.console.print(doubt)
     origin = {"samples": Path(cfg.samples), "num_samples": len(samples)}
     judged = sample_quality.judge(cfg, Drawn(samples, origin), data, measures)
     directory = directory_of_samples(cfg)
