@@ -20,7 +20,7 @@ from ddpm.data.pictures import save_animation
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
 from ddpm.metrics import plots
-from ddpm.runs import identity_overrides, run_directory, task_overrides, write_json
+from ddpm.runs import identity_overrides, overrides_with_effect, run_directory, task_overrides, write_json
 from ddpm.runs.files import write_csv
 from ddpm.training.hardware import number_of_processes
 from ddpm.training.module import DDPM
@@ -123,12 +123,12 @@ def named_groups() -> set[str]:
 
 
 def build_diffusion(cfg: DictConfig) -> GaussianDiffusion:
-    return GaussianDiffusion(build(cfg.schedule), "x0")
+    return GaussianDiffusion(build(cfg.schedule, Tensor), "x0")
 
 
 def directory_of(cfg: DictConfig) -> Path:
     """Returns the results directory for a run without a checkpoint."""
-    return run_directory("denoise", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
+    return run_directory("denoise", cfg.paths.outputs, overrides_with_effect("denoise"), not_identity=cfg.not_identity)
 
 
 def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, int]:
@@ -137,7 +137,7 @@ def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, 
     The default data set is that of the model, if there is a model.
     """
     if model is None:
-        data: ImageData = build(cfg.data)
+        data: ImageData = build(cfg.data, ImageData)
     else:
         if "data" not in named_groups():
             cfg.data = None

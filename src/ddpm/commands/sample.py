@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
@@ -91,14 +91,12 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     Raises:
         UserError: see `run`.
     """
-    if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
-        raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
-    sampler: Sampler = build(cfg.sampler)
+    sampler: Sampler = build(cfg.sampler, Sampler)
     if cfg.variance is not None and not isinstance(sampler, Ancestral):
         raise UserError(f"variance={cfg.variance} needs sampler=ancestral: other samplers have no such variance.")
     from_checkpoint.set_variance(model, cfg.variance, checkpoint)
     steps = model.check_sampler(sampler)
-    mode: Mode | None = build(cfg.mode)
+    mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
     if mode is None:
         return Job(sampler, steps, None, None, cfg.num_samples * steps)
     if number_of_processes(cfg.trainer) > 1:
@@ -141,8 +139,8 @@ def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
 
 def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
     """Returns the images of the test set with the indices in `cfg.images`, [N, C, H, W] in [-1, 1]."""
-    if not isinstance(cfg.images, ListConfig) or not all(type(index) is int for index in cfg.images) or not cfg.images:
-        raise UserError(f"images={cfg.images} must be a list of indices in the test set, as in images=[0,3].")
+    if not cfg.images:
+        raise UserError("images is empty: it must be a list of indices in the test set, as in images=[0,3].")
     images = from_checkpoint.data_of(cfg, model).ready().split("test").images
     for index in cfg.images:
         if not 0 <= index < len(images):

@@ -20,8 +20,6 @@ class FrechetDistance:
     """
 
     def __init__(self, to: Literal["train", "test"]):
-        if to not in ("train", "test"):
-            raise ValueError(f"to={to} is neither train nor test.")
         self.to = to
         self.name = f"fd_{to}"
         self.caption = f"Fréchet distance to the {'training' if to == 'train' else 'test'} images"

@@ -1,6 +1,7 @@
 """Fidelity and diversity of samples: precision, recall, density and coverage from nearest neighbours of features."""
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +32,7 @@ class ManifoldMeasure:
         which: a key of `CAPTIONS`.
     """
 
-    def __init__(self, which: str):
-        if which not in CAPTIONS:
-            raise ValueError(f"which={which} is none of {', '.join(CAPTIONS)}.")
+    def __init__(self, which: Literal["precision", "recall", "density", "coverage"]):
         self.name = which
         self.caption = CAPTIONS[which]
 

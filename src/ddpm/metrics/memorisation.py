@@ -21,7 +21,7 @@ class TrainingDistance:
     """The mean distance of the samples to their nearest training image. The other number is that of test images."""
 
     def __init__(self, space: Space):
-        self.space = _checked(space)
+        self.space: Space = space
         self.name = f"{space.removesuffix('s')}_distance"
         self.caption = f"{space}: distance to the nearest training image"
 
@@ -34,19 +34,13 @@ class NearCopies:
     """The share of near-copies of training images. The other number is that of test images."""
 
     def __init__(self, space: Space):
-        self.space = _checked(space)
+        self.space: Space = space
         self.name = f"{space.removesuffix('s')}_copies"
         self.caption = f"{space}: share of near-copies"
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
         judged = _judged(reference, self.space)
         return Comparison(judged.copies, judged.copies_held_out)
-
-
-def _checked(space: Space) -> Space:
-    if space not in SPACES:
-        raise ValueError(f"space={space} is none of {', '.join(SPACES)}.")
-    return space
 
 
 def _judged(reference: Reference, space: Space) -> "Memorisation":

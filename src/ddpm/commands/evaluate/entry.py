@@ -24,7 +24,14 @@ from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.samples_file import doubts, read_samples
-from ddpm.runs import identity_overrides, load_checkpoint, run_directory, task_overrides, write_json
+from ddpm.runs import (
+    identity_overrides,
+    load_checkpoint,
+    overrides_with_effect,
+    run_directory,
+    task_overrides,
+    write_json,
+)
 from ddpm.training.module import DDPM
 
 READ_WITH_SAMPLES = ("samples", "data", "measures")
@@ -75,8 +82,6 @@ def check(cfg: DictConfig) -> None:
         given := identity_overrides(task_overrides(), [*READ_WITH_SAMPLES, *cfg.not_identity])
     ):
         raise UserError(f"{', '.join(given)} would make no difference: samples are judged as they are.")
-    if not all(isinstance(number, int) for number in (cfg.num_samples, cfg.batch_size)) or cfg.batch_size < 1:
-        raise UserError("num_samples and batch_size must be whole numbers, and batch_size at least 1.")
 
 
 # A checkpoint -------------------------------------------------------------------------------------------------------
@@ -99,7 +104,7 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     Raises:
         UserError: see `run`.
     """
-    sampler: Sampler = build(cfg.sampler)
+    sampler: Sampler = build(cfg.sampler, Sampler)
     model.check_sampler(sampler)
     measures = sample_quality.build_measures(cfg.measures)
     data = from_checkpoint.data_of(cfg, model)
@@ -157,7 +162,7 @@ def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, list[Measure]]:
         samples = read_samples(Path(cfg.samples).expanduser())
     except ValueError as error:
         raise UserError(f"samples: {error}") from error
-    data: ImageData = build(cfg.data if cfg.data is not None else mnist(cfg))
+    data: ImageData = build(cfg.data if cfg.data is not None else mnist(cfg), ImageData)
     if not sample_quality.knows(data):
         raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")
     return samples, data.ready(), sample_quality.build_measures(cfg.measures)
@@ -182,7 +187,9 @@ def mnist(cfg: DictConfig) -> DictConfig:
 
 
 def directory_of_samples(cfg: DictConfig) -> Path:
-    return run_directory("evaluate", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
+    return run_directory(
+        "evaluate", cfg.paths.outputs, overrides_with_effect("evaluate"), not_identity=cfg.not_identity
+    )
 
 
 # Both ---------------------------------------------------------------------------------------------------------------
