@@ -1,4 +1,4 @@
-"""The sample quality part of `ddpm evaluate` as a user runs it: samples of the tiny model, and of real digits."""
+"""The sample quality part of `ddpm evaluate` in real processes: samples of the tiny model, and real digits."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def digits() -> np.ndarray:
     return data.split("test").images[::6][:300].numpy()
 
 
-def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
+def test_samples_of_a_checkpoint_are_compared_with_real_digits(ddpm_cli, tiny_run, tmp_path):
     answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler.steps=3")
     assert answer.returncode == 0, answer.stderr
     assert "Sample quality: 100 samples" in answer.stdout
@@ -42,7 +42,7 @@ def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
     assert {"evaluate/samples", "evaluate/closest"} <= set(events.Tags()["images"])
 
 
-def test_given_digits_are_judged_and_a_measure_of_ones_own_is_one_class_and_one_yaml(ddpm_cli, tmp_path, digits):
+def test_given_digits_with_an_own_measure_from_one_class_and_one_yaml(ddpm_cli, tmp_path, digits):
     np.savez(tmp_path / "digits.npz", digits)
     (tmp_path / "mine.py").write_text(
         "class Brightness:\n"
@@ -65,7 +65,7 @@ def test_given_digits_are_judged_and_a_measure_of_ones_own_is_one_class_and_one_
     (metrics_file,) = tmp_path.glob("outputs/evaluate/default/*/metrics.json")
     metrics = json.loads(metrics_file.read_text())
     assert metrics["samples_judged"] == 300
-    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # they are real
+    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # the digits are real
     assert metrics["quality/confidence"] > 0.98
     assert abs(metrics["quality/brightness"]) < 5
     assert metrics["quality/brightness_se"] is None
@@ -84,7 +84,7 @@ def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_ru
     folder = tmp_path / "outputs" / "evaluate" / "tiny"
     with (folder / "quality_cost.csv").open(newline="") as file:
         rows = [(row["sampler"], int(row["network_evaluations"])) for row in csv.DictReader(file)]
-    # With what was measured before of this checkpoint.
+    # The table includes the earlier evaluation of this checkpoint.
     assert rows == [("Ancestral", 30), ("DDIM", 2), ("DDIM", 3), ("SDEDPMSolverPP", 2), ("SDEDPMSolverPP", 3)]
     with Image.open(folder / "quality_cost.png") as picture:
         assert picture.width > 500
@@ -112,6 +112,6 @@ def test_mistakes(ddpm_cli, tiny_run, tmp_path, overrides, words):
     assert list(tmp_path.rglob("metrics.json")) == []
 
 
-def test_the_classifier_knows_mnist_alone():
+def test_the_classifier_is_used_only_for_mnist():
     assert knows(MNISTMini(batch_size=1, validation_size=1))
     assert not knows(FashionMNIST(root="nowhere", batch_size=1, validation_size=1))

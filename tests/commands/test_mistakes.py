@@ -49,7 +49,7 @@ def slow(overrides, words):
         slow(["trainer.num_nodes=0"], ["trainer.num_nodes=0 must be a whole number, at least 1"]),
         slow(["checkpoint.every_steps=0", "dry_run=true"], ["every_steps=0"]),
         slow(["data.num_workers=-1", "dry_run=true"], ["num_workers=-1 must be at least 0"]),
-        slow(["data.on_device=true", "data.num_workers=2"], ["on_device=true takes no workers"]),
+        slow(["data.on_device=true", "data.num_workers=2"], ["on_device=true needs num_workers=0"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
