@@ -103,6 +103,7 @@ def test_a_checkpoint_with_such_weights_is_not_loaded(tmp_path):
         fit(small_model(Scale()), 2, resume=path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")  # before the first step that is made
 def test_a_gradient_that_overflows_float16_is_left_out_and_a_loss_that_is_not_finite_is_not():
     """Loss scaling begins too high on purpose, and finds a scale by leaving steps out."""
 
@@ -114,5 +115,5 @@ def test_a_gradient_that_overflows_float16_is_left_out_and_a_loss_that_is_not_fi
     before = [weight.clone() for weight in model.network.parameters()]
     assert 1 < train(model) < 2.0**40
     assert not all(map(torch.equal, model.network.parameters(), before))
-    with pytest.raises(UserError, match="loss or its gradient is not finite after step 4"):
+    with pytest.raises(UserError, match="loss or its gradient is not finite"):
         train(small_model(objective=Spoilt("nan")))
