@@ -23,7 +23,7 @@ from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
-from ddpm.runs import find_checkpoint, results_name, run_name, task_overrides
+from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
 from ddpm.runs.files import read_json
 from ddpm.training.building import load_model
 from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
@@ -85,7 +85,7 @@ def plan(cfg: DictConfig, what: str) -> Plan:
     number_of_processes(cfg.trainer)  # are they there?
     model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
     if "sampler" in cfg:
-        model.check_sampler(build(cfg.sampler))
+        model.check_sampler(build(cfg.sampler, Sampler))
     return Plan(results_directory(cfg, checkpoint), what)
 
 
@@ -115,7 +115,7 @@ def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
         # What may be downloaded goes where the user wants it, whatever a stranger's checkpoint says.
         if node.get("root") == saved["paths"]["data"] or issubclass(get_class(node["_target_"]), MNIST):
             node["root"] = cfg.paths.data
-    data: ImageData = build(node)
+    data: ImageData = build(node, ImageData)
     if tuple(data.image_shape) != tuple(model.image_shape):
         raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
     return data
@@ -190,7 +190,7 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     hydra = HydraConfig.get()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     of_run, mark = results_name([run], cfg.paths.outputs)
-    overrides = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
-    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     assert hydra.job.config_name is not None
+    overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
+    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

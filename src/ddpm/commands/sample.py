@@ -45,8 +45,8 @@ def run(cfg: DictConfig) -> None:
     """
     if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
         raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
-    sampler: Sampler = build(cfg.sampler)
-    mode: Mode | None = build(cfg.mode)
+    sampler: Sampler = build(cfg.sampler, Sampler)
+    mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
     loaded = from_checkpoint.load(cfg)
     checkpoint, model, fabric, directory = loaded
     if cfg.variance is not None and not isinstance(sampler, Ancestral):

@@ -89,7 +89,7 @@ def draw(cfg: DictConfig, loaded: Loaded) -> Drawn:
     Raises:
         UserError: a sampler that the chain cannot take.
     """
-    sampler: Sampler = build(cfg.sampler)
+    sampler: Sampler = build(cfg.sampler, Sampler)
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
     with Evaluations(loaded.fabric.world_size) as progress:
