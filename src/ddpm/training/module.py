@@ -79,6 +79,7 @@ class DDPM(L.LightningModule):
         self.seed = seed
         self.ema = moving_average(network, ema_decay)
         self.gradient_norm = torch.zeros(())
+        self.newest: dict[str, float] = {}  # of what `log_now` has logged
         names = ("loss", "bpd", "loss_q1", "loss_q2", "loss_q3", "loss_q4")
         # Other strategies leave NaN out.
         means: dict[str, Metric | MetricCollection] = {name: MeanMetric(nan_strategy="disable") for name in names}
@@ -97,9 +98,11 @@ class DDPM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT
+        checkpoint["newest"] = self.newest
         self.check_finite(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.newest = checkpoint.get("newest", {})
         self.check_finite(checkpoint["state_dict"])
 
     def check_finite(self, state: Mapping[str, Tensor]) -> None:
@@ -146,8 +149,9 @@ class DDPM(L.LightningModule):
 
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
         """Log numbers of the training at once. Lightning's `log` would log them after the step's checkpoint."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self.newest |= numbers
         for logger in self.trainer.loggers:
-            numbers = {name: float(value) for name, value in values.items()}
             logger.log_metrics(numbers, logged_step(self.trainer))
 
     def _by_quarter(self, t: Tensor, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
