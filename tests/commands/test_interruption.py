@@ -50,7 +50,7 @@ def status(folder: Path) -> dict:
 
 def test_signals_save_and_say_how_to_go_on(training, tmp_path: Path) -> None:
     steps = [0]
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         process = training()
         process.send_signal(number)
         _, message = process.communicate(timeout=60)
