@@ -23,39 +23,39 @@ def conf_dir() -> Path:
     return in_wheel if in_wheel.is_dir() else package.parents[1] / "conf"
 
 
-def build(node: DictConfig | dict[str, Any], **kwargs: Any) -> Any:
-    """Instantiates a config node; `kwargs` are arguments that are only known at run time.
+def build(node: DictConfig | dict[str, Any], kind: type = object, **kwargs: Any) -> Any:
+    """Instantiate a config node.
 
     The target gets plain lists and dicts: what it keeps may enter a checkpoint, which holds no types of OmegaConf.
 
+    Args:
+        kind: the class that the result must have.
+        kwargs: arguments that are only known at run time.
+
     Raises:
-        UserError: the target refused a setting (a ValueError or UserError), got one of a wrong type, or is not to be
-            found. Any other exception passes as Hydra raised it.
+        UserError: the target raised an exception, is not to be found, or gave an object of another class.
     """
     try:
-        return instantiate(node, _convert_="all", **kwargs)
-    except (InstantiationException, ValueError) as error:
-        message = _users_mistake(error)
-        if message is None:
-            raise
-        if key := isinstance(node, DictConfig) and re.search("^full_key: (.+)$", str(error), re.MULTILINE):
-            message += f"\n(from `{key[1]}` in the config)"
-        raise UserError(message) from error
+        built = instantiate(node, _convert_="all", **kwargs)
+    except Exception as error:
+        key = isinstance(node, DictConfig) and re.search("^full_key: (.+)$", str(error), re.MULTILINE)
+        raise UserError(_reason(error) + (f"\n(from `{key[1]}` in the config)" if key else "")) from error
+    if not isinstance(built, kind):
+        raise UserError(f"{node['_target_']} gives a {type(built).__name__}, and a {kind.__name__} is needed.")
+    return built
 
 
-def _users_mistake(error: BaseException) -> str | None:
-    """What is to be said of an error that a user's config makes; None of one in the code. Hydra wraps once a call."""
-    cause: BaseException | None = error
-    while isinstance(cause, InstantiationException):
-        error, cause = cause, cause.__cause__
-    if isinstance(cause, (ValueError, UserError)):
-        return str(cause)
-    first = str(error).splitlines()[0]
-    if isinstance(cause, TypeError):
-        return f"{first}\n{cause} (DDPM_DEBUG=1 shows where)"
-    if isinstance(cause, ImportError) or first.startswith("Error locating target"):
+def _reason(error: BaseException) -> str:
+    """Return in a line why a target could not be built. Hydra wraps the error once for each call."""
+    message = str(error)
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        message, error = str(error), error.__cause__
+    if isinstance(error, (ValueError, UserError)):
+        return str(error)
+    first = message.splitlines()[0] if message else ""
+    if isinstance(error, ImportError) or first.startswith("Error locating target"):
         return f"{re.split(', se[et] ', first)[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
-    return None
+    return f"{first}\n{type(error).__name__}: {error} (DDPM_DEBUG=1 shows where)"
 
 
 def config_folders() -> list[Path]:

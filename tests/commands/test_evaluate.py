@@ -100,10 +100,7 @@ def test_exactly_and_by_itself(ddpm_cli, run, tmp_path):
     ("overrides", "words"),
     [
         (["evaluate.exact=true", "timesteps_per_image=4"], "leave one out"),
-        pytest.param(["timesteps_per_image=null"], "evaluate.exact=true takes every step", marks=pytest.mark.slow),
         pytest.param(["timesteps_per_image=30"], "timesteps_per_image=30: there are 1 to 29", marks=pytest.mark.slow),
-        pytest.param(["variance=medium"], "none of small, large, optimal", marks=pytest.mark.slow),
-        pytest.param(["evaluate.train_images=-1"], "evaluate.train_images=-1", marks=pytest.mark.slow),
         pytest.param(["evaluate.x0_mse_draws=3"], "at least 4", marks=pytest.mark.slow),
     ],
 )

@@ -42,15 +42,36 @@ def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
     assert {"evaluate/samples", "evaluate/closest"} <= set(events.Tags()["images"])
 
 
-def test_anybodys_digits_are_judged_beside_the_same_floors(ddpm_cli, tmp_path, digits):
+def test_given_digits_are_judged_and_a_measure_of_ones_own_is_one_class_and_one_yaml(ddpm_cli, tmp_path, digits):
     np.savez(tmp_path / "digits.npz", digits)
-    answer = ddpm_cli("evaluate", "samples=digits.npz", "data=mnist_mini")
+    (tmp_path / "mine.py").write_text(
+        "class Brightness:\n"
+        "    name = 'brightness'\n"
+        "    caption = 'mean of all pixels'\n"
+        "    def __call__(self, samples, reference):\n"
+        "        return samples.images.float().mean() - reference.test.images.float().mean()\n"
+    )
+    (tmp_path / "conf" / "measures").mkdir(parents=True)
+    (tmp_path / "conf" / "measures" / "mine.yaml").write_text(
+        "defaults: [default, _self_]\nkid: null\nbrightness: {_target_: mine.Brightness}\n"
+    )
+    answer = ddpm_cli(
+        "evaluate", "--config-dir", "conf", "measures=mine", "samples=digits.npz", "data=mnist_mini",
+        env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+    assert "mean of all pixels" in answer.stdout
+    assert "KID" not in answer.stdout
     (metrics_file,) = tmp_path.glob("outputs/evaluate/default/*/metrics.json")
     metrics = json.loads(metrics_file.read_text())
     assert metrics["samples_judged"] == 300
     assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # they are real
     assert metrics["quality/confidence"] > 0.98
+    assert abs(metrics["quality/brightness"]) < 5
+    assert metrics["quality/brightness_se"] is None
+    assert "quality/kid" not in metrics
+    events = EventAccumulator(str(metrics_file.parent)).Reload()
+    assert events.Scalars("evaluate/quality/brightness")[0].value == pytest.approx(metrics["quality/brightness"])
 
 
 def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_run, tmp_path):

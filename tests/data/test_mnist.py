@@ -169,6 +169,54 @@ def test_a_root_that_cannot_be_made_is_told_in_the_same_way(tmp_path):
         MNIST(tmp_path / "file").prepare_data()
 
 
+RENAMED = {
+    "by browsers": [
+        "train-images-idx3-ubyte (1)",
+        "train-labels-idx1-ubyte.1",
+        "t10k-images-idx3-ubyte(2)",
+        "T10K-labels",
+    ],
+    "by Kaggle": ["a/train-images.idx3-ubyte", "train-labels/train-labels-idx1-ubyte", "t10k-images", "b/test-l"],
+    "with endings": ["train-images.gz", "train-labels.idx", "t10k-images-idx3-ubyte.gz.download", "t10k-labels.bin"],
+}
+
+
+@pytest.mark.parametrize("names", RENAMED.values(), ids=RENAMED.keys())
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("folder", ["MNIST/raw", "MNIST"])
+def test_renamed_files_are_recognised_by_their_content(tmp_path, names, gzipped, folder):
+    write_small(tmp_path / "MNIST" / "raw", gzipped)
+    expected = ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    for old, new in zip(FILES, names, strict=True):
+        target = tmp_path / folder / new
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / "MNIST" / "raw" / (f"{old}.gz" if gzipped else old), tmp_path / "moved")
+        shutil.move(tmp_path / "moved", target)
+        (target.parent / "train.txt").write_text("train images")
+    found = ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    for name in ("train", "validation", "test"):
+        assert all(map(torch.equal, found.split(name), expected.split(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("train-labels-idx1-ubyte", (11,)),
+        ("train-images-idx3-ubyte", (13, 28, 28)),
+        ("t10k-labels-idx1-ubyte", (3, 1)),
+        ("t10k-images-idx3-ubyte", (3, 784)),
+        ("t10k-images-idx3-ubyte", (0, 28, 28)),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path, name, shape):
+    raw = tmp_path / "MNIST" / "raw"
+    write_small(raw, gzipped=True)
+    write_idx(raw / f"{name}.gz", torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"expected \[N, 28, 28\] images and as many labels") as caught:
+        ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    assert f"{raw / name}.gz holds {list(shape)}" in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"<html>", lambda data: b""])
 @pytest.mark.parametrize("gzipped", [False, True])
 def test_a_damaged_file_is_named(tmp_path, damage, gzipped):

@@ -16,14 +16,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.commands import display
-from ddpm.commands.command import Plan
 from ddpm.config import build, check_targets, config_folders, trusted_targets
 from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
-from ddpm.runs import find_checkpoint, results_name, run_name, task_overrides
+from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
 from ddpm.runs.files import read_json
 from ddpm.training.building import load_model
 from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
@@ -42,7 +41,10 @@ class Loaded(NamedTuple):
     def network(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The moving average's output; it alone in the device's precision, the chain's arithmetic in float32."""
         with self.fabric.autocast():
-            return self.model.ema(x_t, t)
+            output = self.model.ema(x_t, t)
+        if not output.isfinite().all():
+            raise UserError(f"the network of {self.checkpoint} returns NaN or infinity: the training diverged.")
+        return output
 
 
 def load(cfg: DictConfig) -> Loaded:
@@ -75,18 +77,15 @@ def sample(
         return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))
 
 
-def plan(cfg: DictConfig, what: str) -> Plan:
-    """What a command would do, in words, with the checkpoint that `ckpt=` names.
+def read(cfg: DictConfig) -> tuple[Path, DDPM]:
+    """Return the checkpoint that `ckpt=` names and its model, on the CPU, for the checks of a plan.
 
     Raises:
-        UserError: no such checkpoint, one that cannot be read, trusted, or walked by the sampler, or no such device.
+        UserError: no such checkpoint, one that cannot be read or trusted, or a device that is not there.
     """
     checkpoint = find_checkpoint(cfg.ckpt)
-    number_of_processes(cfg.trainer)  # are they there?
-    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
-    if "sampler" in cfg:
-        model.check_sampler(build(cfg.sampler))
-    return Plan(results_directory(cfg, checkpoint), what)
+    number_of_processes(cfg.trainer)  # raises if they are not there
+    return checkpoint, load_model(checkpoint, trusted=trusted_targets(config_folders()))
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
@@ -115,7 +114,7 @@ def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
         # What may be downloaded goes where the user wants it, whatever a stranger's checkpoint says.
         if node.get("root") == saved["paths"]["data"] or issubclass(get_class(node["_target_"]), MNIST):
             node["root"] = cfg.paths.data
-    data: ImageData = build(node)
+    data: ImageData = build(node, ImageData)
     if tuple(data.image_shape) != tuple(model.image_shape):
         raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
     return data
@@ -190,7 +189,7 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     hydra = HydraConfig.get()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     of_run, mark = results_name([run], cfg.paths.outputs)
-    overrides = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
-    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     assert hydra.job.config_name is not None
+    overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
+    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

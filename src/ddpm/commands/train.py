@@ -27,6 +27,7 @@ from ddpm.runs import (
     is_locked,
     load_checkpoint,
     log_to,
+    overrides_with_effect,
     run_directory,
     slurm,
     task_overrides,
@@ -110,7 +111,9 @@ def prepare(cfg: DictConfig) -> Job:
         UserError: the run would be refused.
     """
     experiment = HydraConfig.get().runtime.choices.get("experiment")
-    directory = run_directory("train", cfg.paths.outputs, task_overrides(), experiment, cfg.not_identity)
+    directory = run_directory(
+        "train", cfg.paths.outputs, overrides_with_effect("train"), experiment, cfg.not_identity, cfg.name
+    )
     cfg.paths.run = str(directory)
     cfg.restart = cfg.restart and not slurm.is_requeued()  # a preempted job would start from step 0 each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -123,12 +126,12 @@ def prepare(cfg: DictConfig) -> Job:
     if cfg.init_from is not None and is_new:
         load_weights(model, find_checkpoint(cfg.init_from))
     check_optimizer(model)
-    data: ImageData = build(cfg.data)
+    data: ImageData = build(cfg.data, ImageData)
     data.prepare_data()
     data.setup("fit")
     steps_to_make(cfg.trainer, data)
 
-    callbacks = [build(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
+    callbacks = [build(callback, L.Callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     for callback in callbacks:
         if isinstance(callback, SamplePictures):
             model.check_sampler(callback.sampler)

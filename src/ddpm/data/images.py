@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning import LightningDataModule
@@ -87,6 +87,12 @@ class ImageData(LightningDataModule, ABC):
             )
         self._splits = splits
 
+    def ready(self) -> Self:
+        """Downloads what is missing, reads the images, and returns the data set."""
+        self.prepare_data()
+        self.setup()
+        return self
+
     def split(self, name: str) -> Split:
         """Returns all uint8 images and labels of "train", "validation" or "test", in the order of the data set."""
         assert self._splits, "call setup() first"
@@ -164,7 +170,13 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped."""
+    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    if not images.isfinite().all():
+        raise UserError("the images hold NaN or infinity: the model that made them diverged in training.")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

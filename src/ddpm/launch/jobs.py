@@ -70,7 +70,10 @@ def load_command(name: str) -> Command:
 
 
 def check_values(command: str, config: DictConfig) -> None:
-    """Raise a UserError that names keys without a value (`???`) and references to keys that do not exist."""
+    """Raise a UserError that names keys without a value (`???`), or a value that its receiver does not take."""
+    from ddpm.commands.settings import SETTINGS  # late: pydantic takes 0.2 s, which help and completion do without
+    from ddpm.config_check import check_config
+
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.to_container(config, resolve=True)
@@ -79,6 +82,7 @@ def check_values(command: str, config: DictConfig) -> None:
     if missing:
         example = " ".join(f"{key}={EXAMPLE_VALUES.get(key, '…')}" for key in missing)
         raise UserError(f"{', '.join(missing)} must be given, for example\n  ddpm {command} {example}")
+    check_config(config, SETTINGS.get(command))
 
 
 def job_name(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from hydra.errors import InstantiationException
+from torch import nn
 
 from ddpm.config import build, check_targets, conf_dir, trusted_targets
+from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import config_of, load_checkpoint
 from ddpm.seeding import Stream, seed_at
@@ -41,14 +42,14 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
     config = config_of(checkpoint, path)
     allowed = trusted_targets([conf_dir()]) if trusted is None else trusted
 
-    def build_trusted(node: Any) -> Any:
+    def build_trusted(node: Any, kind: type = object) -> Any:
         check_targets(node, allowed)
-        return build(node)
+        return build(node, kind)
 
-    def build_or_postpone(node: Any) -> Any:
+    def build_or_postpone(node: Any, kind: type = object) -> Any:
         try:
-            return build_trusted(node)
-        except (UserError, InstantiationException) as error:
+            return build_trusted(node, kind)
+        except UserError as error:
             return _raises(str(error))
 
     try:
@@ -75,7 +76,8 @@ def load_weights(model: DDPM, path: Path, checkpoint: Mapping[str, Any] | None =
         raise UserError(f"the weights in {path} are of another network: {error}") from error
 
 
-Build = Callable[[Any], Any]
+Build = Callable[..., Any]
+"""build(node, kind=object)"""
 
 
 def _build(config: Mapping[str, Any], build_part: Build, build_training: Build | None = None) -> DDPM:
@@ -85,13 +87,13 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     module = build(config["module"], _partial_=True)
     if not (isinstance(module.func, type) and issubclass(module.func, DDPM)):
         raise UserError(f"module._target_={config['module']['_target_']} must be DDPM or a subclass of it.")
-    network, diffusion = build_part(config["model"]), build_part(config["diffusion"])
+    network, diffusion = build_part(config["model"], nn.Module), build_part(config["diffusion"], GaussianDiffusion)
     try:
         model: DDPM = module(
             network=network,
             diffusion=diffusion,
             image_shape=_image_shape(config["data"]["image_channels"], config["data"]["image_size"]),
-            objective=build_training(objective["loss"]),
+            objective=build_training(objective["loss"], Objective),
             draw_timesteps=build_training(objective["timesteps"]),
             optimizer=build_training(optimizer["algorithm"]),
             warmup_steps=optimizer["warmup_steps"],

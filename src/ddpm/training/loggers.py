@@ -83,7 +83,7 @@ def build_loggers(config: Mapping[str, Any] | None, run: Run, resumed_step: int)
         extra = {key: ids[name] for key in ID_ARGUMENTS if key in parameters and not node.get(key) and name in ids}
         if issubclass(kind, TensorBoardLogger):
             extra["purge_step"] = resumed_step
-        logger = build(node, **extra)
+        logger = build(node, Logger, **extra)
         continue_history(logger, resumed_step)
         if not parameters.keys().isdisjoint(ID_ARGUMENTS):
             _ = logger.experiment  # makes the id

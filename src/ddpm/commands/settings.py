@@ -1,0 +1,175 @@
+"""The settings of each command, with their types and ranges. `ddpm.config_check` compares a config with them.
+
+A setting that is a node (a dict with a `_target_`) is checked against the signature of its target.
+Settings of one's own need no line here if an interpolation reads them, as in `model.channels=${width}`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from ddpm.config_check import TYPES
+
+
+def _has_target(value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("_target_"), str):
+        raise ValueError("a node with a `_target_`")
+    return value
+
+
+Node = Annotated[dict[str, Any], AfterValidator(_has_target)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0)]
+Variance = Literal["small", "large", "optimal"]
+Precision = Literal[
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "16", "bf16", "64", 32, 16, 64
+]
+
+
+class Settings(BaseModel, **TYPES, extra="forbid"):
+    """Base class."""
+
+
+class Outputs(Settings):
+    outputs: str
+
+
+class Paths(Outputs):
+    data: str
+
+
+class Devices(Settings):
+    """Of every command that computes."""
+
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: Count
+    precision: Precision
+
+
+class Trainer(Devices, extra="allow"):
+    """Arguments of Lightning's Trainer with ranges that it does not check itself. Its other arguments are allowed."""
+
+    max_steps: Annotated[int, Field(ge=-1)]
+    max_epochs: Annotated[int, Field(ge=-1)] | None
+    accumulate_grad_batches: Count
+    log_every_n_steps: Count
+    gradient_clip_val: Annotated[float, Field(gt=0)] | None
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)]
+
+
+class Optimizer(Settings):
+    lr: float
+    warmup_steps: CountOrZero
+    decay_steps: Count | None
+    algorithm: Node
+
+
+class Objective(Settings):
+    prediction: Literal["epsilon", "x0", "v", "mean"]
+    loss: Node
+    timesteps: Node
+
+
+class EMA(Settings):
+    decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Checkpoint(Settings):
+    every_steps: Count
+    every_minutes: Annotated[float, Field(gt=0)]
+
+
+class RunPaths(Paths):
+    run: Literal["set by the command"]
+
+
+class Train(Settings):
+    data: Node
+    schedule: Node
+    model: Node
+    objective: Objective
+    sampler: Node
+    optimizer: Optimizer
+    trainer: Trainer
+    paths: RunPaths
+    callbacks: dict[str, Node | None] | None
+    logger: dict[str, Node | None] | None
+    module: Node
+    diffusion: Node
+    ema: EMA
+    checkpoint: Checkpoint
+    seed: Seed
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=119)] | None
+    restart: bool
+    dry_run: bool
+    init_from: str | None
+    channels_last: bool
+    compile: bool
+    not_identity: list[str]
+
+
+class FromCheckpoint(Settings):
+    """Of commands that load a checkpoint."""
+
+    sampler: Node
+    trainer: Devices
+    num_samples: CountOrZero
+    variance: Variance | None
+    seed: Seed
+    batch_size: Count
+    not_identity: list[str]
+
+
+class Sample(FromCheckpoint):
+    ckpt: str
+    paths: Outputs | Paths
+    num_samples: Count
+    mode: Node | None
+    images: list[CountOrZero] = []
+    data: Node | None = None
+
+
+class Share(Settings):
+    exact: bool
+    train_images: CountOrZero
+    empirical_images: CountOrZero
+    x0_mse_draws: CountOrZero
+
+
+class Evaluate(FromCheckpoint):
+    ckpt: str | None
+    samples: str | None
+    paths: Paths
+    data: Node | None
+    num_images: CountOrZero | None
+    timesteps_per_image: Count
+    evaluate: Share
+    measures: dict[str, Node | None] | None
+
+
+class Denoise(Settings):
+    ckpt: str | None
+    data: Node
+    schedule: Node
+    trainer: Devices
+    paths: Paths
+    image_index: CountOrZero
+    seed: Seed
+    not_identity: list[str]
+
+
+class Report(Settings):
+    runs: str | list[str]
+    paths: Outputs
+
+
+SETTINGS: dict[str, type[Settings]] = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "denoise": Denoise,
+    "report": Report,
+}
+"""for each command; the keys of a command that is not here are not checked"""

@@ -1,0 +1,250 @@
+"""Check every value of a config against the type of what receives it.
+
+A command's own settings are described by a pydantic model (`ddpm.commands.settings`), the arguments of a `_target_` by
+its signature. Values are compared as JSON in pydantic's strict mode: true is not 1, "1" is not 1, and 1 is a float.
+"""
+
+import difflib
+import inspect
+import json
+import math
+import pkgutil
+import re
+import typing
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from ddpm.config import leaves
+from ddpm.errors import UserError
+
+TYPES = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+HYDRA_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}  # of a node; Hydra reads them
+
+
+def check_config(config: DictConfig, settings: type[BaseModel] | None = None) -> None:
+    """Check all values of a composed config. Imports the targets, but builds nothing.
+
+    Args:
+        settings: the model of the command's settings; None checks only the arguments of targets.
+
+    Raises:
+        UserError: a value of a wrong type, a number that is not finite, or a key that nothing reads.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for key, value in leaves(values, into_lists=True):
+        if problem := _impossible(value):
+            raise UserError(f"{key}={_shown(value)} {problem}.")
+    if settings is not None:
+        _check_settings(values, settings, _references(OmegaConf.to_container(config, resolve=False)))
+    for key, node in _nodes(values):
+        _check_arguments(key, node, described=_fields(settings, key))
+
+
+def _impossible(value: Any) -> str | None:
+    """Return what is wrong with a value whatever receives it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "does not fit into 64 bits"
+    if isinstance(value, str) and "\0" in value:
+        return "contains a null character"
+    return None
+
+
+def _fields(settings: type[BaseModel] | None, name: str = "") -> dict[str, Any]:
+    """Return the fields of a model, or of the model that is its field `name`."""
+    if name:
+        field = _fields(settings).get(name)
+        settings = field.annotation if field else None
+    return settings.model_fields if inspect.isclass(settings) and issubclass(settings, BaseModel) else {}
+
+
+# Settings of a command ----------------------------------------------------------------------------------------------
+
+
+def _check_settings(values: dict[str, Any], settings: type[BaseModel], references: Collection[str]) -> None:
+    try:
+        settings.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        found = [detail for detail in error.errors(include_url=False) if not _is_referenced(detail, references)]
+        if not found:
+            return
+        first = found[0]
+        if first["type"] == "extra_forbidden":
+            raise UserError(_unread(first["loc"], values, settings)) from None
+        if first["type"] == "missing":
+            raise UserError(_missing(".".join(map(str, first["loc"])))) from None
+        raise UserError(_refused("", values, found)) from None
+
+
+def _is_referenced(detail: Any, references: Collection[str]) -> bool:
+    """Return whether an error is about a key that only an interpolation reads."""
+    key = ".".join(map(str, detail["loc"]))
+    return detail["type"] == "extra_forbidden" and any(
+        name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in references
+    )
+
+
+def _references(raw: Any) -> set[str]:
+    """Return the absolute keys that the interpolations of an unresolved config name, as ${optimizer.lr} does."""
+    found = set()
+    for key, value in leaves(raw, into_lists=True):
+        for text in re.findall(r"\$\{([^${}]*)\}", value) if isinstance(value, str) else []:
+            for name in re.findall(r"\.*[\w-]+(?:\.[\w-]+)*", text):
+                up = len(name) - len(name.lstrip("."))
+                found.add(".".join([*(key.split(".")[:-up] if up else []), name.lstrip(".")]))
+    return found
+
+
+def _unread(location: Collection[Any], values: Any, settings: type[BaseModel]) -> str:
+    above = ".".join(map(str, location))
+    for part in location:
+        values = values[part]
+    key = next(leaves(values, key=above))[0]
+    known = set(_fields(settings))
+    known |= {f"{name}.{field}" for name in set(known) for field in _fields(settings, name)}
+    return f"{key} is read by nothing.{_did_you_mean(key, known)}"
+
+
+def _did_you_mean(key: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1) or [
+        other for other in sorted(known) if other.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _missing(key: str) -> str:
+    options = GlobalHydra.instance().config_loader().get_group_options(key.replace(".", "/"))
+    return f"{key} is missing." + (f" Choose {key}={'|'.join(options)}." if options else "")
+
+
+# Arguments of targets -----------------------------------------------------------------------------------------------
+
+
+def _nodes(values: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return every dict with a `_target_` in nested dicts and lists, with its key."""
+    if isinstance(values, dict):
+        if "_target_" in values:
+            yield key, values
+        for name, child in values.items():
+            yield from _nodes(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for i, child in enumerate(values):
+            yield from _nodes(child, f"{key}.{i}")
+
+
+def _check_arguments(key: str, node: dict[str, Any], described: Collection[str]) -> None:
+    """Check a node's arguments, but for those that the command's settings describe."""
+    types, takes_others = signature(_locate(key, node))
+    for name, value in node.items():
+        if name in HYDRA_KEYS or name in described:
+            continue
+        if name in types:
+            _check_argument(f"{key}.{name}", value, types[name])
+        elif not takes_others:
+            near = (
+                _did_you_mean(f"{key}.{name}", [f"{key}.{known}" for known in types])
+                or f" It takes {', '.join(types) or 'none'}."
+            )
+            raise UserError(f"{key}.{name} is no argument of {node['_target_']}.{near}")
+
+
+def _check_argument(key: str, value: Any, hint: Any) -> None:
+    if isinstance(value, dict) and "_target_" in value:
+        _check_class(key, value, hint)
+    elif not any(True for _ in _nodes(value)):
+        try:
+            TypeAdapter(hint, config=TYPES).validate_json(json.dumps(value))
+        except ValidationError as error:
+            raise UserError(_refused(key, value, error.errors(include_url=False))) from None
+        except PydanticUserError:
+            pass  # pydantic cannot check this type
+
+
+def _check_class(key: str, node: dict[str, Any], hint: Any) -> None:
+    """Raise a UserError if a node builds an object of another class than the argument takes."""
+    target = _locate(key, node)
+    built = target if inspect.isclass(target) else _hints(target).get("return")
+    built, wanted = (getattr(kind, "array_type", kind) for kind in (built, hint))  # of jaxtyping's annotations
+    if node.get("_partial_") or not (inspect.isclass(built) and inspect.isclass(wanted)):
+        return
+    if not issubclass(built, wanted):
+        raise UserError(f"{key} must be a {wanted.__name__}; {node['_target_']} gives a {built.__name__}.")
+
+
+def _locate(key: str, node: dict[str, Any]) -> Any:
+    """Import a node's target."""
+    try:
+        return pkgutil.resolve_name(node["_target_"])
+    except Exception as error:
+        raise UserError(
+            f"{key}._target_={_shown(node['_target_'])} cannot be imported: {error}. Is its folder on PYTHONPATH?"
+        ) from error
+
+
+def signature(target: Any) -> tuple[dict[str, Any], bool]:
+    """Return the types of a target's keyword arguments, and whether it takes others that have no name.
+
+    `**kwargs` of a constructor often go to the next class, so that the types of that class's arguments hold for them.
+    """
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
+    types: dict[str, Any] = {}
+    takes_others = False
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            return types, True
+        hints = _hints(function)
+        for parameter in list(parameters)[1 if inspect.isclass(target) else 0 :]:
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                types.setdefault(parameter.name, hints.get(parameter.name, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+        takes_others = True
+    return types, takes_others
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # names that exist only for a type checker
+        return {}
+
+
+# Messages -----------------------------------------------------------------------------------------------------------
+
+
+def _refused(key: str, value: Any, errors: Collection[Any]) -> str:
+    """Say what a value must be. pydantic reports each member of a union that was tried; the first key counts."""
+    wanted: dict[str, list[str]] = {}
+    shown = {}
+    for detail in errors:
+        name, part = key, value
+        for step in detail["loc"]:  # which also names the tried member of a union
+            if isinstance(part, dict) and step in part:
+                name, part = f"{name}.{step}" if name else str(step), part[step]
+            elif isinstance(part, list) and isinstance(step, int) and step < len(part):
+                name, part = f"{name}[{step}]", part[step]
+        message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        if detail["type"] in ("needs_python_object", "callable_type"):
+            message = "a node with a `_target_`"
+        elif detail["type"] == "missing":
+            message = "a longer list"
+        message = {"an object": "a group of settings", "a valid array": "a list"}.get(message, message)
+        wanted.setdefault(name, []).append(message)
+        shown[name] = _shown(part)
+    name, messages = next(iter(wanted.items()))
+    return f"{name}={shown[name]} must be {' or '.join(dict.fromkeys(messages))}."
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
