@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from rich.progress import Progress
 from torch import Tensor
 
+from ddpm.commands.chains import evenly
 from ddpm.commands.display import console
 from ddpm.data import ImageData, to_model_range, to_uint8
 from ddpm.diffusion import Ancestral, GaussianDiffusion, vlb_terms
@@ -21,7 +22,7 @@ from ddpm.seeding import ImageNoise, Stream
 
 NUM_IMAGES = 6
 MAX_BYTES = 3_000_000
-MAX_VALUES = 12_000_000
+MAX_VALUES = 13_000_000
 """pixels of all recorded pictures; bounds the memory"""
 NOISE_UNIT = 1 / 16
 """the noise is rounded to multiples of this, in standard deviations"""
@@ -69,11 +70,6 @@ def planned_size(num_steps: int, pixels: int) -> tuple[int, int]:
 
     num_images = max([2, *(n for n in range(1, NUM_IMAGES + 1) if num_steps * values(n) <= MAX_VALUES)])
     return num_images, min(num_steps, max(2, MAX_VALUES // values(num_images)))
-
-
-def evenly(num_steps: int, number: int) -> list[int]:
-    """Returns `number` timesteps from 0 to T-1, evenly spaced, ascending."""
-    return torch.linspace(0, num_steps - 1, number, dtype=torch.float64).round().long().tolist()
 
 
 def pick_images(labels: Tensor, first: int, number: int) -> list[int]:
@@ -269,5 +265,7 @@ def render(title: str, content: dict[str, Any]) -> str:
     """Returns the HTML page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    template = environment.from_string(resources.files("ddpm.commands").joinpath("denoise.html").read_text("utf-8"))
+    template = environment.from_string(
+        resources.files("ddpm.commands").joinpath("denoise_page.html").read_text("utf-8")
+    )
     return template.render(title=title, content=content)
