@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm.commands.edits import Chain, Inpaint, Interpolate, SDEdit
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.commands.sample import edit, prepare
+from ddpm.commands.sample import draw, edit, prepare
 from ddpm.config import build, conf_dir
 from ddpm.data import MNISTMini, to_uint8
 from ddpm.data.pictures import image_table
@@ -50,7 +50,7 @@ def made(loaded, *overrides):
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_mode_alone_has_what_it_reads(name):
+def test_only_a_mode_adds_the_settings_of_images(name):
     cfg = composed(f"mode={name}", f"data={'mnist_mini' if name == 'inpaint' else 'mnist'}", "paths.data=there")
     assert isinstance(build(cfg.mode), (Inpaint, Interpolate, SDEdit))
     assert cfg.data._target_ == ("ddpm.data.MNISTMini" if name == "inpaint" else "ddpm.data.MNIST")
@@ -67,7 +67,7 @@ def test_interpolation_goes_from_an_image_to_the_next(loaded, digits):
     for ends, pair in ((first, [0, 1]), (second, [1, 2])):
         decoded = ends[[0, 3]]
         distances = (decoded[:, None] - inputs[None]).square().mean(dim=(2, 3, 4))
-        assert distances.argmin(dim=1).tolist() == pair  # this network has hardly learnt to decode
+        assert distances.argmin(dim=1).tolist() == pair  # this network decodes poorly after two training steps
     torch.testing.assert_close(first[3], second[0], rtol=0, atol=1e-4)
     assert (first[0] - first[1]).abs().max() > 0.1
 
@@ -78,7 +78,7 @@ def test_interpolation_goes_from_an_image_to_the_next(loaded, digits):
     torch.testing.assert_close(first[1:2], between, rtol=0, atol=1e-3)
 
 
-def test_inpainting_and_partial_noise_are_the_library_s_with_the_noise_of_each_image(loaded):
+def test_inpainting_and_sdedit_call_the_library_with_the_noise_of_each_image(loaded):
     model, seed = loaded.model, 4
     _, inputs = made(loaded, "mode=sdedit", "images=[3,8]", "num_samples=3", "seed=4", "mode.strength=0.3")
     x0 = inputs.repeat_interleave(3, dim=0)
@@ -113,18 +113,18 @@ def test_inpainting_and_partial_noise_are_the_library_s_with_the_noise_of_each_i
         (SDEdit(1.0), Ancestral()),
     ],
 )
-def test_the_network_is_asked_as_often_as_was_said(loaded, mode, sampler):
-    asked = 0
+def test_the_announced_network_evaluations_are_made(loaded, mode, sampler):
+    calls = 0
 
     def denoise(x_t, t):
-        nonlocal asked
-        asked += len(x_t)
+        nonlocal calls
+        calls += len(x_t)
         return loaded.model.ema(x_t, t)
 
     chain = Chain(denoise, loaded.model.diffusion, sampler)
-    said = mode.evaluations(chain, 3, 4)
+    announced = mode.evaluations(chain, 3, 4)
     edited = mode(chain, torch.zeros(3, 1, 28, 28), 4, seed=0)
-    assert asked == said
+    assert calls == announced
     assert len(mode.captions([5, 6, 7])) == len(edited.images)
     assert sum(len(titles) for titles, _ in edited.groups()) == sum(images.shape[1] for _, images in edited.groups())
 
@@ -158,13 +158,26 @@ def test_the_picture_has_every_image_in_its_row(channels):
         (["mode=sdedit", "images=[]"], r"as in images=\[0,3\]"),
     ],
 )
-def test_mistakes_are_told(loaded, overrides, words):
+def test_mistakes_are_refused(loaded, overrides, words):
     with pytest.raises(UserError, match=words):
         made(loaded, "sampler.steps=9", *overrides)
 
 
-def test_inpainting_keeps_the_rest_of_the_model_s_own_data(ddpm_cli, tiny_run, tmp_path, digits):
-    answer = ddpm_cli(
+@pytest.mark.parametrize("mode", ["null", "sdedit"])
+def test_a_network_that_returns_nan_ends_in_one_line(loaded, mode):
+    model = load_model(loaded.checkpoint)
+    torch.nn.init.constant_(next(model.ema.parameters()), torch.nan)
+    cfg = (
+        composed("data=mnist_mini", f"mode={mode}", "sampler.steps=9") if mode != "null" else composed("num_samples=2")
+    )
+    job = prepare(cfg, loaded.checkpoint, model)
+    with pytest.raises(UserError, match=r"NaN or infinity|not finite") as caught:
+        (edit if job.mode else draw)(cfg, loaded._replace(model=model), job)
+    assert "\n" not in str(caught.value)
+
+
+def test_inpainting_keeps_the_known_part_of_the_image(ddpm_here, tiny_run, tmp_path, digits):
+    answer = ddpm_here(
         "sample", f"ckpt={tiny_run}/last", "mode=inpaint", "mode.mask=left", "images=[3,1]", "num_samples=2",
         "sampler.steps=6", "mode.repeats=2",
     )  # fmt: skip

@@ -45,7 +45,7 @@ def as_set(images, labels):
     return {(image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
 
 
-def test_pictures_come_back_as_they_were_written(tmp_path, digits):
+def test_pictures_are_read_unchanged(tmp_path, digits):
     write_digits(tmp_path, digits, count=80)
     data = ready(tmp_path)
     assert [len(data.split(name).images) for name in ("train", "validation", "test")] == [64, 8, 8]
@@ -60,7 +60,7 @@ def test_a_flat_folder_has_one_label(tmp_path, digits):
     assert as_set(images, labels) == as_set(digits.images[:40], torch.zeros(40, dtype=torch.int64))
 
 
-def test_the_split_depends_on_the_split_seed_alone(tmp_path, digits):
+def test_the_split_depends_only_on_the_split_seed(tmp_path, digits):
     write_digits(tmp_path, digits)
     test = ready(tmp_path).split("test").images
     assert torch.equal(ready(tmp_path, seed=1).split("test").images, test)
@@ -75,7 +75,7 @@ def test_fractions_are_rounded_up(tmp_path, digits):
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 @pytest.mark.parametrize("stored", ["L", "RGB", "RGBA", "P", "1"])
-def test_pictures_of_any_mode_get_the_channels_asked_for(tmp_path, channels, mode, stored):
+def test_pictures_of_any_mode_get_the_requested_channels(tmp_path, channels, mode, stored):
     picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8))
     picture.convert(stored).save(tmp_path / "a.png")
     read = read_picture(tmp_path / "a.png", (channels, 8, 8))
@@ -85,7 +85,7 @@ def test_pictures_of_any_mode_get_the_channels_asked_for(tmp_path, channels, mod
 
 
 @pytest.mark.parametrize("size", [(40, 20), (80, 40)])
-def test_the_middle_is_cut_out_and_scaled(tmp_path, size):
+def test_the_centre_is_cropped_and_scaled(tmp_path, size):
     """Red, green, green, blue in quarters from left to right: the square in the middle is green."""
     width, height = size
     picture = Image.new("RGB", size, "lime")
@@ -98,7 +98,7 @@ def test_the_middle_is_cut_out_and_scaled(tmp_path, size):
     assert (wide.argmax(dim=0) == torch.tensor([0] * 5 + [1] * 10 + [2] * 5)).all()
 
 
-def test_a_photo_is_turned_as_its_camera_says(tmp_path):
+def test_the_orientation_of_a_photo_is_applied(tmp_path):
     upside_down = Image.Exif()
     upside_down[0x0112] = 3  # orientation: by 180°
     picture = Image.new("L", (8, 8))
@@ -128,7 +128,7 @@ def test_each_real_picture_that_is_not_hidden_counts_once(tmp_path, capsys):
     assert found.left_out == {".txt": 1, "without an ending": 1}
 
 
-def test_what_is_left_out_is_said(tmp_path, digits, capsys):
+def test_files_that_are_left_out_are_counted_in_one_line(tmp_path, digits, capsys):
     write_digits(tmp_path, digits)
     (tmp_path / "notes.txt").write_text("no picture")
     ready(tmp_path)
@@ -216,6 +216,6 @@ def test_a_large_picture_is_used(tmp_path):
     "settings",
     [{"image_channels": 2}, {"validation_fraction": 0.0}, {"validation_fraction": 0.5, "test_fraction": 0.5}],
 )
-def test_settings_without_sense_are_refused(tmp_path, settings):
+def test_invalid_settings_are_refused(tmp_path, settings):
     with pytest.raises(ValueError, match=r"image_channels=2|must be above 0, and below 1 together"):
         ImageFolder(tmp_path, **settings)

@@ -1,4 +1,4 @@
-"""All measures together, on the embedded digits: 9,000 for training, and half of the 2,000 for testing as samples."""
+"""All measures on the embedded digits: 9,000 training images, and half of the 2,000 test images as samples."""
 
 import math
 
@@ -41,7 +41,7 @@ def judge(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held_out(digits):
-    """What an ideal generator would make: real digits that nobody else sees."""
+    """The output of an ideal generator: real digits that are in no other set."""
     return digits.split("test").images[1::2]
 
 
@@ -101,7 +101,7 @@ def test_the_worse_the_samples_the_larger_the_distance(judge, held_out, quality_
     assert worst.measures["kid"].value.mean > 10 * worst.measures["kid"].value.se
 
 
-def test_floors_are_of_one_real_set_against_the_other(digits, held_out, quality_of_held_out):
+def test_a_floor_compares_the_two_real_sets(digits, held_out, quality_of_held_out):
     train = avg_pool2d(digits.split("train").images[:N].float(), 3, stride=1, padding=1).byte()
     measures = sample_quality(held_out, train, digits.split("test").images[::2], MEASURES).measures
     for name in ("fd_train", "fd_test", "kid"):
@@ -130,7 +130,7 @@ def test_the_order_of_the_real_images_and_the_cache_do_not_matter(digits, held_o
     assert torch.equal(599 - flipped.pairs["pixels"].train, quality.pairs["pixels"].train)
 
 
-def test_real_images_are_looked_at_once(digits, held_out, tmp_path):
+def test_results_for_real_images_are_stored(digits, held_out, tmp_path):
     train, test = digits.split("train").images[:300], digits.split("test").images[:200]
     first = sample_quality(held_out[:200], train, test, MEASURES, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

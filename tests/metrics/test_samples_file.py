@@ -109,7 +109,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no picture"):
         read_samples(tmp_path)
     np.savez(tmp_path / "a.npz", x=DIGITS, y=DIGITS)
-    with pytest.raises(ValueError, match="call that of the digits images"):
+    with pytest.raises(ValueError, match="call the one with digits 'images'"):
         read_samples(tmp_path / "a.npz")
     for name in ("b.npz", "b.npy"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")

@@ -1,4 +1,4 @@
-"""Any folder of pictures as a data set."""
+"""A data set from any folder of pictures."""
 
 import math
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from ddpm.seeding import Stream, generator
 class ImageFolder(ImageData):
     """All pictures below a folder, cropped around the centre and scaled to one size, in memory.
 
-    The label of a picture is the index, by name, of the sub-folder of `root` that holds it (0 without sub-folders).
+    The label of a picture is the index of its sub-folder of `root`, in the order of names; 0 without sub-folders.
 
     Args:
         root: the folder; `~` is the home directory.
         image_size: H = W or [H, W] in pixels.
         image_channels: 1 (gray) or 3 (RGB).
         validation_fraction, test_fraction: shares of all pictures, rounded up; the rest is for training.
-        split_seed: decides which pictures these are.
+        split_seed: seed of the split.
         batch_size, kwargs: see `ImageData`.
     """
 

@@ -49,11 +49,11 @@ class ImageData(LightningDataModule, ABC):
     ):
         super().__init__()
         if batch_size < 1 or batch_size != int(batch_size):
-            raise ValueError(f"batch_size={batch_size}: a batch is a whole number of images, at least one.")
+            raise ValueError(f"batch_size={batch_size} must be a whole number, at least 1.")
         if num_workers < 0:
             raise ValueError(f"{num_workers=} must be at least 0.")
         if on_device and num_workers:
-            raise ValueError(f"on_device=true takes no workers, which do not see the device: leave {num_workers=} out.")
+            raise ValueError(f"on_device=true needs num_workers=0, not {num_workers}: workers do not see the device.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_shape = (image_channels, height, width)
         self.batch_size = batch_size
@@ -67,10 +67,10 @@ class ImageData(LightningDataModule, ABC):
         """Returns the splits "train", "validation" and "test". Download files in `prepare_data`, not here."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, once.
+        """Reads the images at the first call.
 
         Raises:
-            UserError: the images are not there, are not of `image_shape`, or are fewer than a batch.
+            UserError: the images are missing, do not have `image_shape`, or are fewer than a batch.
         """
         if self._splits:
             return
@@ -120,7 +120,7 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(name, batches_in_order(len(self.split(name).images), self.batch_size, *self._process()))
 
     def _loader(self, name: str, batches: Iterable[Any]) -> DataLoader[Any]:
-        # Neither is true here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
+        # Both warnings are wrong here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
         images, labels = self.split(name)

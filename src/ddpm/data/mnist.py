@@ -28,7 +28,7 @@ FILES = (
 
 
 class IDXImages(ImageData):
-    """Gray 28×28 images in the four files of MNIST, gzipped or not.
+    """Grey 28×28 images in the four files of MNIST, gzipped or not.
 
     Args:
         folder: the folder of the files; see `find_files`.

@@ -106,7 +106,7 @@ def _read_numpy(path: Path) -> np.ndarray:
             arrays = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             named = [arrays[name] for name in ARRAY_NAMES if name in arrays] or list(arrays.values())
             if not named or (len(arrays) > 1 and not arrays.keys() & set(ARRAY_NAMES)):
-                raise _WrongArrayError(f"{path} holds the arrays {list(arrays)}: call that of the digits images.")
+                raise _WrongArrayError(f"{path} holds the arrays {list(arrays)}: call the one with digits 'images'.")
             with archive.open(named[0]) as file:
                 return _read_array(file, path, largest_size(named[0].compress_size))
     except _WrongArrayError as error:

@@ -55,6 +55,6 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         try:
             write_json(path, facts | {"x0_mse": curve.mean, "se": curve.se, "n": curve.n})
         except OSError as error:
-            kept = f"cannot be kept, so that variance=optimal will not work elsewhere: {path}: {error.strerror}"
+            kept = f"cannot be kept, so variance=optimal is not available to other commands: {path}: {error.strerror}"
     display.console.print(f"The x_0 error at each timestep {kept}.")
     return curve.mean
