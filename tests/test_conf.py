@@ -30,6 +30,7 @@ TESTED_ALONE = {
     "data",
     "data/base",
     "logger",
+    "measures",
     "mode",
     "objective",
     "objective/timesteps",
@@ -38,7 +39,8 @@ TESTED_ALONE = {
     "schedule",
     "sweep",
 }
-ADDED_LATER = ("sweep=", "callbacks.pruning")  # by +sweep=NAME, and by a search
+# By +sweep=NAME, by a search, and by the user.
+ADDED_LATER = ("sweep=", "callbacks.pruning", "trainer.max_time", "trainer.detect_anomaly")
 NEEDED = {"image_folder": ["data.root=pictures"]}  # values without a default
 
 

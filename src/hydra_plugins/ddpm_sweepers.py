@@ -23,7 +23,7 @@ class SweeperWithParams(Sweeper):
     params: dict[str, Any]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from ddpm.config_check import check_config  # late: takes 0.2 s, which help and completion do without
+        from ddpm.config.checking import check_config  # late: takes 0.2 s, which help and completion do without
 
         for part in ("sweeper", "launcher"):
             check_config(config.hydra[part], None, f"hydra.{part}")

@@ -1,4 +1,4 @@
-"""The settings of each command, with their types and ranges. `ddpm.config_check` compares a config with them.
+"""The settings of each command, with their types and ranges. `ddpm.config.checking` compares a config with them.
 
 A setting that is a node (a dict with a `_target_`) is checked against the signature of its target.
 Settings of one's own need no line here if an interpolation reads them, as in `model.channels=${width}`.
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from ddpm.config_check import TYPES
+from ddpm.config.checking import TYPES
 
 
 def _has_target(value: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +154,8 @@ class Evaluate(FromCheckpoint):
     data: Node | None
     num_images: CountOrZero | None
     timesteps_per_image: Count
-    evaluate: Share
     measures: dict[str, Node | None] | None
+    evaluate: Share
 
 
 class Denoise(Settings):

@@ -72,7 +72,7 @@ def load_command(name: str) -> Command:
 def check_values(command: str, config: DictConfig) -> None:
     """Raise a UserError that names keys without a value (`???`), or a value that its receiver does not take."""
     from ddpm.commands.settings import SETTINGS  # late: pydantic takes 0.2 s, which help and completion do without
-    from ddpm.config_check import check_config
+    from ddpm.config.checking import check_config
 
     try:
         missing = sorted(OmegaConf.missing_keys(config))

@@ -25,9 +25,41 @@ FOLDER = 0x10
 ENCRYPTED = 0x1
 """in a record's flags"""
 INSTRUCTIONS = frozenset(
-    "PROTO STOP MARK GLOBAL REDUCE BUILD APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWFALSE "
-    "NEWTRUE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET BINPERSID BININT BININT1 BININT2 BINFLOAT LONG1 BINUNICODE "
-    "SHORT_BINSTRING BINGET LONG_BINGET BINPUT LONG_BINPUT".split()
+    [
+        "PROTO",
+        "STOP",
+        "MARK",
+        "GLOBAL",
+        "REDUCE",
+        "BUILD",
+        "APPEND",
+        "APPENDS",
+        "SETITEM",
+        "SETITEMS",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "NONE",
+        "NEWFALSE",
+        "NEWTRUE",
+        "EMPTY_TUPLE",
+        "EMPTY_LIST",
+        "EMPTY_DICT",
+        "EMPTY_SET",
+        "BINPERSID",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "BINFLOAT",
+        "LONG1",
+        "BINUNICODE",
+        "SHORT_BINSTRING",
+        "BINGET",
+        "LONG_BINGET",
+        "BINPUT",
+        "LONG_BINPUT",
+    ]
 )
 """of a pickle that torch.save writes"""
 STORAGE = re.compile(r"torch\.(storage\.)?(\w+Storage)")

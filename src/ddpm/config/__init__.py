@@ -16,7 +16,7 @@ from ddpm.errors import UserError
 
 def conf_dir() -> Path:
     """The config tree: `conf/` of the clone, or the copy of it that the wheel carries as `ddpm/conf`."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     in_wheel = package / "conf"
     # A clone has no src/ddpm/conf, so this cannot hide the tree that a developer edits. The other order would
     # be wrong: two folders above an installed package may be anybody's conf/.

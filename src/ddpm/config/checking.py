@@ -73,23 +73,29 @@ def _check_settings(values: dict[str, Any], settings: type[BaseModel], reference
     try:
         settings.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        found = [detail for detail in error.errors(include_url=False) if not _is_referenced(detail, references)]
-        if not found:
-            return
-        first = found[0]
-        if first["type"] == "extra_forbidden":
-            raise UserError(_unread(first["loc"], values, settings)) from None
-        if first["type"] == "missing":
-            raise UserError(_missing(".".join(map(str, first["loc"])))) from None
-        raise UserError(_refused("", values, found)) from None
+        errors = error.errors(include_url=False)
+        missing = [detail["loc"] for detail in errors if detail["type"] == "missing"]
+        refused = [detail for detail in errors if detail["type"] not in ("missing", "extra_forbidden")]
+        unread = [key for detail in errors if detail["type"] == "extra_forbidden"
+                  for key in _keys_below(detail["loc"], values) if not _is_read(key, references)]  # fmt: skip
+        if missing:
+            raise UserError(_missing(".".join(map(str, missing[0])))) from None
+        if refused:
+            raise UserError(_refused("", values, refused)) from None
+        if unread:
+            raise UserError(_unread(unread[0], settings)) from None
 
 
-def _is_referenced(detail: Any, references: Collection[str]) -> bool:
-    """Return whether an error is about a key that only an interpolation reads."""
-    key = ".".join(map(str, detail["loc"]))
-    return detail["type"] == "extra_forbidden" and any(
-        name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in references
-    )
+def _keys_below(location: Collection[Any], values: Any) -> list[str]:
+    """Return the keys of all values below a location, dotted."""
+    for part in location:
+        values = values[part]
+    return [key for key, _ in leaves(values, key=".".join(map(str, location)))]
+
+
+def _is_read(key: str, references: Collection[str]) -> bool:
+    """Return whether an interpolation reads a key, or the group of settings that it is in."""
+    return any(key == name or key.startswith(f"{name}.") for name in references)
 
 
 def _references(raw: Any) -> set[str]:
@@ -103,11 +109,7 @@ def _references(raw: Any) -> set[str]:
     return found
 
 
-def _unread(location: Collection[Any], values: Any, settings: type[BaseModel]) -> str:
-    above = ".".join(map(str, location))
-    for part in location:
-        values = values[part]
-    key = next(leaves(values, key=above))[0]
+def _unread(key: str, settings: type[BaseModel]) -> str:
     known = set(_fields(settings))
     known |= {f"{name}.{field}" for name in set(known) for field in _fields(settings, name)}
     return f"{key} is read by nothing.{_did_you_mean(key, known)}"
@@ -226,11 +228,27 @@ def _hints(function: Any) -> dict[str, Any]:
     return found
 
 
+PLAIN_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a finite number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "an object": "a group of settings",
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than or equal to": "at most",
+    "less than": "below",
+}
+"""for pydantic's terms"""
+
+
 # Messages -----------------------------------------------------------------------------------------------------------
 
 
 def _refused(key: str, value: Any, errors: Collection[Any]) -> str:
-    """Say what a value must be. pydantic reports each member of a union that was tried; the first key counts."""
+    """Say what a value must be. pydantic reports each member of a union that was tried."""
     wanted: dict[str, list[str]] = {}
     shown = {}
     for detail in errors:
@@ -245,10 +263,11 @@ def _refused(key: str, value: Any, errors: Collection[Any]) -> str:
             message = "a node with a `_target_`"
         elif detail["type"] == "missing":
             message = "a longer list"
-        message = {"an object": "a group of settings", "a valid array": "a list"}.get(message, message)
+        for term, plain in PLAIN_WORDS.items():
+            message = message.replace(term, plain)
         wanted.setdefault(name, []).append(message)
         shown[name] = _shown(part)
-    name, messages = next(iter(wanted.items()))
+    name, messages = max(wanted.items(), key=lambda item: len(item[0]))  # an item of a list, rather than the list
     return f"{name}={shown[name]} must be {' or '.join(dict.fromkeys(messages))}."
 
 
