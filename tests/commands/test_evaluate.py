@@ -100,9 +100,9 @@ def test_an_exact_bound_alone(ddpm_here, run, tmp_path):
     ("overrides", "words"),
     [
         (["evaluate.exact=true", "timesteps_per_image=4"], "leave one out"),
-        (["timesteps_per_image=null"], "evaluate.exact=true takes every step"),
+        (["timesteps_per_image=null"], "timesteps_per_image=null must be"),
         (["timesteps_per_image=30"], "timesteps_per_image=30: there are 1 to 29"),
-        (["variance=medium"], "none of small, large, optimal"),
+        (["variance=medium"], "variance=medium must be 'small', 'large' or 'optimal'"),
         (["evaluate.train_images=-1"], "evaluate.train_images=-1"),
         (["evaluate.x0_mse_draws=3"], "at least 4"),
     ],
