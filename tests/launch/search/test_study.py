@@ -89,8 +89,6 @@ def test_a_step_is_reported_once_and_the_pruner_answers(search):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0 must be at least 1"),
-        ("hydra.sweeper.direction=up", "direction=up is neither minimize nor maximize"),
         ("hydra.sweeper.pruner.n_startup_trials=-1", "cannot be negative"),
         ("hydra.sweeper.storage=nonsense", "the database of the study, hydra.sweeper.storage=nonsense"),
         ("hydra.sweeper.storage=sqlite:////nowhere/at/all.db", "the database of the study"),
