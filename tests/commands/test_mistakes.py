@@ -27,7 +27,7 @@ def message_of(command, answer):
             ["MNIST is not in", "DDPM_DATA_DIR", "data=mnist_mini", "train-images-idx3-ubyte"],
         ),
         (["trainer=cuda", "trainer.devices=100"], ["trainer: "]),
-        (["sampler.steps=51", "trainer.max_steps=1", "trainer.val_check_interval=1"], ["51 steps", "50"]),
+        (["sampler.steps=51", "trainer.max_steps=1", "trainer.val_check_interval=1"], ["steps=51", "50"]),
         (["schedule=cosine", "schedule.max_beta=1.0"], ["zero terminal", "prediction v or x0"]),
         (["init_from=nowhere"], ["no checkpoint or run at nowhere"]),
         (["data=image_folder", "data.root=nowhere"], ["there is no folder nowhere"]),
@@ -57,7 +57,7 @@ def test_of_train(ddpm_here, tmp_path, overrides, words):
 
 def test_of_train_in_a_process_of_its_own(ddpm_cli, tmp_path):
     answer = ddpm_cli("train", *TINY, "sampler.steps=51")
-    assert "51 steps" in message_of("train", answer)
+    assert "steps=51" in message_of("train", answer)
     assert answer.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_of_train_on_a_missing_device(ddpm_here, tmp_path, device):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["ckpt={run}", "sampler=ddim", "sampler.steps=31"], ["sampler: 31 steps", "30"]),
+        (["ckpt={run}", "sampler=ddim", "sampler.steps=31"], ["sampler: steps=31", "30"]),
         (["ckpt=nowhere/at/all"], ["no checkpoint or run at nowhere/at/all"]),
         ([], ["ckpt must be given", "ddpm sample ckpt="]),
         (["ckpt={run}/best"], ["has no checkpoint checkpoints/best.ckpt"]),
