@@ -33,7 +33,7 @@ def message_of(command, answer):
         (["data=image_folder", "data.root=nowhere"], ["there is no folder nowhere"]),
         (["data.batch_size=9001"], ["data.batch_size=9001 is more than the 9000 images"]),
         (["seed=-1"], ["seed"]),
-        (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5 must be a whole number"]),
+        (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5 must be"]),
         (["trainer.val_check_interval=0"], ["trainer.val_check_interval=0", "at least 1"]),
         (["trainer.precision=64-true"], ["precision=64-true is none of"]),
         (["optimizer.warmup_steps=-1"], ["optimizer.warmup_steps=-1"]),
@@ -78,7 +78,7 @@ def test_of_train_on_a_missing_device(ddpm_here, tmp_path, device):
         (["ckpt=nowhere/at/all"], ["no checkpoint or run at nowhere/at/all"]),
         ([], ["ckpt must be given", "ddpm sample ckpt="]),
         (["ckpt={run}/best"], ["has no checkpoint checkpoints/best.ckpt"]),
-        (["ckpt={run}", "num_samples=0"], ["at least 1"]),
+        (["ckpt={run}", "num_samples=0"], ["num_samples=0 "]),
         (["ckpt={run}", "seed=-1"], ["seed"]),
     ],
 )
