@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddpm.diffusion import schedules
-from ddpm.diffusion.parameterization import Prediction
+from ddpm.diffusion.parameterization import Prediction, from_x0
 from ddpm.diffusion.process import GaussianDiffusion
 
 ROUNDING = 4e-6  # a few float32 roundings of numbers up to 5
@@ -68,6 +68,7 @@ def test_the_target_follows_its_definition(prediction: Prediction) -> None:
     # x_t is rounded, so the ε computed from x_t and x0 has that rounding error divided by √(1-ᾱ).
     slack = ROUNDING / (1 - diffusion.alpha_bars).sqrt()
     assert within(diffusion.target(x0, x_t, t, eps), expected, slack)
+    assert within(from_x0(prediction, x0, x_t, diffusion.coefficients_at(t)), expected, slack)
 
 
 @pytest.mark.parametrize("source", PREDICTIONS)
