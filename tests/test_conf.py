@@ -30,6 +30,7 @@ TESTED_ALONE = {
     "data",
     "data/base",
     "logger",
+    "measures",
     "mode",
     "objective",
     "objective/timesteps",
