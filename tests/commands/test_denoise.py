@@ -26,7 +26,7 @@ def diffusion():
     return GaussianDiffusion(schedules.linear(NUM_STEPS))
 
 
-def test_the_first_image_is_a_seven(x0):
+def test_the_first_test_image_is_a_seven(x0):
     assert x0.shape == (1, 1, 28, 28)
     assert (x0.min(), x0.max()) == (-1, 1)
     assert pick_image(OmegaConf.create(FIRST), None)[2] == 7
@@ -98,15 +98,15 @@ def test_the_command_without_a_checkpoint(ddpm_cli, tmp_path):
     assert metrics["rmse/oracle"] < 1e-6
 
 
-def test_the_command_with_a_checkpoint(ddpm_cli, tiny_run, tmp_path):
-    answer = ddpm_cli("denoise", f"ckpt={tiny_run}", "trainer=cpu")
+def test_the_command_with_a_checkpoint(ddpm_here, tiny_run, tmp_path):
+    answer = ddpm_here("denoise", f"ckpt={tiny_run}", "trainer=cpu")
     assert answer.returncode == 0, answer.stderr
     (directory,) = (tmp_path / "outputs" / "denoise" / "tiny").iterdir()
     check_results(directory, 30, ["forward", "oracle", "learned", "predicted_x0"])
 
 
-def test_a_schedule_beside_a_checkpoint_is_refused(ddpm_cli, tiny_run):
-    answer = ddpm_cli("denoise", f"ckpt={tiny_run}", "schedule.num_steps=40")
+def test_a_schedule_beside_a_checkpoint_is_refused(ddpm_here, tiny_run):
+    answer = ddpm_here("denoise", f"ckpt={tiny_run}", "schedule.num_steps=40")
     assert answer.returncode == 1
     assert answer.stderr.startswith("ddpm denoise: schedule and ckpt do not go together")
 

@@ -176,8 +176,8 @@ def test_a_network_that_returns_nan_ends_in_one_line(loaded, mode):
     assert "\n" not in str(caught.value)
 
 
-def test_inpainting_keeps_the_known_part_of_the_image(ddpm_cli, tiny_run, tmp_path, digits):
-    answer = ddpm_cli(
+def test_inpainting_keeps_the_known_part_of_the_image(ddpm_here, tiny_run, tmp_path, digits):
+    answer = ddpm_here(
         "sample", f"ckpt={tiny_run}/last", "mode=inpaint", "mode.mask=left", "images=[3,1]", "num_samples=2",
         "sampler.steps=6", "mode.repeats=2",
     )  # fmt: skip

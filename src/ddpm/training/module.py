@@ -132,7 +132,7 @@ class DDPM(L.LightningModule):
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
         """Log numbers of the training at once. Lightning's `log` would log them after the step's checkpoint."""
         for logger in self.trainer.loggers:
-            numbers = {name: float(value) for name, value in values.items()}
+            numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
             logger.log_metrics(numbers, logged_step(self.trainer))
 
     def _by_quarter(self, t: Tensor, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
