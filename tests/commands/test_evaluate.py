@@ -170,7 +170,7 @@ def test_other_variances_need_no_measurement(tiny_run):
 def test_a_number_out_of_range_is_refused():
     assert up_to("num_images", None, 5) == 5
     for value in (0, 6):
-        with pytest.raises(UserError, match=f"num_images={value}: there are 1 to 5"):
+        with pytest.raises(UserError, match=f"num_images={value} must be from 1 to 5"):
             up_to("num_images", value, 5)
 
 
