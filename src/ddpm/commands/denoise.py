@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.chains import NUM_FRAMES, NUM_SHOWN, X0, RecordedChain, evenly, run_chains
 from ddpm.commands.command import Plan
+from ddpm.commands.denoise_page import write_page
 from ddpm.commands.results_folder import make_results_folder
 from ddpm.config import build
 from ddpm.data import ImageData, to_model_range
@@ -71,6 +72,7 @@ def run(cfg: DictConfig) -> None:
     make_results_folder(directory, fabric.device, checkpoint)
     draw(directory, chains, diffusion)
     write_errors(directory / "error.csv", chains)
+    write_page(directory / "denoise.html", data, cfg.image_index, diffusion, network, cfg.seed, fabric.device)
     facts = {
         "data": type(data).__name__,
         "image_index": cfg.image_index,
@@ -87,6 +89,7 @@ def run(cfg: DictConfig) -> None:
     display.results(
         directory,
         [
+            "denoise.html: every timestep, with a slider; open it in a browser",
             "denoise.png: the chains side by side",
             "denoise.gif: the reverse chains as an animation",
             "error.png, error.csv: the distance to x_0 over the timesteps",
