@@ -105,12 +105,6 @@ def test_the_command_with_a_checkpoint(ddpm_here, tiny_run, tmp_path):
     check_results(directory, 30, ["forward", "oracle", "learned", "predicted_x0"])
 
 
-def test_a_schedule_beside_a_checkpoint_is_refused(ddpm_here, tiny_run):
-    answer = ddpm_here("denoise", f"ckpt={tiny_run}", "schedule.num_steps=40")
-    assert answer.returncode == 1
-    assert answer.stderr.startswith("ddpm denoise: schedule and ckpt do not go together")
-
-
 def check_results(directory, num_steps, chains):
     with (directory / "error.csv").open(newline="") as file:
         header, *rows = csv.reader(file)

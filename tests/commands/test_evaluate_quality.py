@@ -101,7 +101,6 @@ def test_a_sweep_ends_with_one_table_and_one_picture_of_all_samplers(ddpm_here, 
         (["samples=a.npz", "num_samples=200"], "num_samples would make no difference"),
         (["samples=nothing.npz"], "there is no file or folder nothing.npz"),
         (["samples=.", "data=mnist_mini"], "there is no picture"),
-        (["ckpt={run}", "num_samples=50", "num_images=0"], "at least 100"),
         (["ckpt={run}", "num_samples=0", "num_images=0"], "nothing is left"),
     ],
 )

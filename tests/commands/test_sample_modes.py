@@ -152,9 +152,9 @@ def test_the_picture_has_every_image_in_its_row(channels):
         (["mode=inpaint", "mode.jump=0"], "mode: .*at least 1"),
         (["mode=sdedit", "mode.strength=0"], "mode: strength is above 0"),
         (["mode=sdedit", "mode.strength=1.5"], "mode: strength .* at most 1"),
-        (["mode=sdedit", "mode.strength=0.01"], "mode: .* leaves none"),
-        (["mode=sdedit", "images=[2,2000]"], "there is no 2000, the test set has the images 0 to 1999"),
-        (["mode=sdedit", "images=[-1]"], "there is no -1"),
+        (["mode=sdedit", "mode.strength=0.01"], "mode: strength=0.01 is too low"),
+        (["mode=sdedit", "images=[2,2000]"], "images holds 2000, but the test set has the images 0 to 1999"),
+        (["mode=sdedit", "images=[-1]"], "images holds -1"),
         (["mode=sdedit", "images=[]"], r"as in images=\[0,3\]"),
     ],
 )

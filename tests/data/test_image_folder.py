@@ -123,9 +123,10 @@ def test_each_real_picture_that_is_not_hidden_counts_once(tmp_path, capsys):
     (tmp_path / "b" / "loop").symlink_to("..")
     (tmp_path / "b" / "again.png").symlink_to("../z.png")
     os.mkfifo(tmp_path / "pipe.png")
-    found = find_pictures(tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in found.pictures] == ["b/a.JPG", "b/again.png", "b/c/y.jfif"]
-    assert found.left_out == {".txt": 1, "without an ending": 1}
+    others = []
+    found = find_pictures(tmp_path, others)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["b/a.JPG", "b/again.png", "b/c/y.jfif"]
+    assert [path.name for path in others] == ["LICENSE", "notes.txt"]
 
 
 def test_files_that_are_left_out_are_counted_in_one_line(tmp_path, digits, capsys):

@@ -144,5 +144,5 @@ def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
     images = from_checkpoint.data_of(cfg, model).ready().split("test").images
     for index in cfg.images:
         if not 0 <= index < len(images):
-            raise UserError(f"images: there is no {index}, the test set has the images 0 to {len(images) - 1}.")
+            raise UserError(f"images holds {index}, but the test set has the images 0 to {len(images) - 1}.")
     return to_model_range(images[list(cfg.images)])

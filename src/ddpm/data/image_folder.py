@@ -10,9 +10,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm.data.images import ImageData, Split
-from ddpm.data.picture_files import MODES, read_picture_file, read_pictures, to_tensor
+from ddpm.data.picture_files import MODES, find_pictures, read_picture_file, read_pictures, to_tensor
 from ddpm.errors import UserError
 from ddpm.seeding import Stream, generator
+
+__all__ = ["ImageFolder", "find_pictures", "read_picture"]
 
 
 class ImageFolder(ImageData):

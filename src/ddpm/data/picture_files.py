@@ -30,13 +30,6 @@ LARGE = 2**22
 _one_large_picture = Lock()
 
 
-class Found(NamedTuple):
-    pictures: list[Path]
-    """sorted"""
-    left_out: Counter[str]
-    """number of other files by their ending"""
-
-
 class Pictures(NamedTuple):
     """The pictures of a folder that can be read."""
 
@@ -60,7 +53,8 @@ def read_pictures(
     Raises:
         ValueError: there is no picture that can be read.
     """
-    found = find_pictures(root)
+    others: list[Path] = []
+    pictures = find_pictures(root, others)
 
     def read(path: Path) -> Tensor | str:
         """Returns the picture, or the reason why it is left out."""
@@ -69,27 +63,27 @@ def read_pictures(
         except Exception as error:  # `fit` fails for a picture without pixels, for example
             return f"{path}: {error}"
 
-    images = torch.empty(len(found.pictures), *shape, dtype=torch.uint8)
+    images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
     paths: list[Path] = []
     reasons: list[str] = []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         results = track(
-            pool.map(read, found.pictures),
+            pool.map(read, pictures),
             f"Reading {root}",
-            total=len(found.pictures),
+            total=len(pictures),
             console=Console(stderr=True),
             transient=True,
-            disable=len(found.pictures) < LONG,
+            disable=len(pictures) < LONG,
         )
-        for path, result in zip(found.pictures, results, strict=True):
+        for path, result in zip(pictures, results, strict=True):
             if isinstance(result, str):
                 reasons.append(result)
             else:
                 images[len(paths)] = result
                 paths.append(path)
-    note = _note(found.left_out, reasons)
+    note = _note(others, reasons)
     if not paths:
         raise ValueError(f"there is no picture in {root} that can be read. {note}".rstrip())
     if note:
@@ -109,34 +103,31 @@ def to_tensor(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)
 
 
-def _note(left_out: Counter[str], reasons: list[str]) -> str:
+def _note(others: list[Path], reasons: list[str]) -> str:
     """Returns what was left out, in one line; empty if nothing was."""
-    parts = [f"{count} {ending}" for ending, count in sorted(left_out.items())]
+    endings = Counter(path.suffix.lower() or "without an ending" for path in others)
+    parts = [f"{count} {ending}" for ending, count in sorted(endings.items())]
     if reasons:
         first = " ".join(reasons[0].split())
         parts.append(f"{len(reasons)} that cannot be used, such as {first}")
     return f"left out: {', '.join(parts)}" if parts else ""
 
 
-def find_pictures(root: Path) -> Found:
-    """Returns the picture files at any depth below `root`.
+def find_pictures(root: Path, others: list[Path] | None = None) -> list[Path]:
+    """Returns the picture files at any depth below `root`, sorted.
 
     Each real file counts once, whatever links lead to it. Hidden files and folders, pipes and devices are skipped.
+
+    Args:
+        others: gets the files that are no pictures by their ending.
     """
     endings = readable_endings()
-    pictures: list[Path] = []
-    left_out: Counter[str] = Counter()
-    seen: set[str] = set()
+    files: dict[str, Path] = {}
     for path in sorted(_files_below(root, set())):
-        real = os.path.realpath(path)
-        if real in seen:
-            continue
-        seen.add(real)
-        if path.suffix.lower() in endings:
-            pictures.append(path)
-        else:
-            left_out[path.suffix.lower() or "without an ending"] += 1
-    return Found(pictures, left_out)
+        files.setdefault(os.path.realpath(path), path)
+    if others is not None:
+        others += (path for path in files.values() if path.suffix.lower() not in endings)
+    return [path for path in files.values() if path.suffix.lower() in endings]
 
 
 def _files_below(folder: Path, entered: set[str]) -> Iterator[Path]:

@@ -52,9 +52,9 @@ class Reference:
     n_test: ImageSet
     """the first images of `test`, as many as there are samples"""
     samples_nearest: dict[str, Nearest]
-    """the nearest training image of each sample, in "pixels" and in "features\""""
+    """by space, "pixels" or "features": the nearest training image of each sample"""
     test_nearest: dict[str, Nearest]
-    """the nearest training image of each test image"""
+    """by space: the nearest training image of each test image"""
 
 
 class Comparison(NamedTuple):
@@ -80,7 +80,7 @@ class Measure(Protocol):
     """One number of a set of samples. `ddpm evaluate` runs the measures in `measures` of its config."""
 
     name: str
-    """in metrics.json and in TensorBoard, after "quality/\""""
+    """after "quality/" in metrics.json and in TensorBoard"""
     caption: str
     """in the table"""
 

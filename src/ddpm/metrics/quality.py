@@ -92,11 +92,7 @@ def sample_quality(
         UserError: `cache_dir` cannot be made.
     """
     for name, images in {"samples": samples, "training images": train, "test images": test}.items():
-        if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or len(images) < MIN_IMAGES:
-            raise ValueError(
-                f"the {name} are {images.dtype} {list(images.shape)}: sample quality is measured on grey 28×28 digits, "
-                f"torch.uint8 [N, 1, 28, 28], with at least {MIN_IMAGES} of them."
-            )
+        check_images(name, images)
     n = min(len(samples), len(train), len(test))
     order, train_order, test_order = (_by_digest(images) for images in (samples, train, test))
     order = order[:n]
@@ -132,6 +128,15 @@ def sample_quality(
     shares, real_shares = class_shares(of_samples.logits), class_shares(of_train.logits)
     captions = {measure.name: measure.caption for measure in measures}
     return Quality(n, len(samples), len(train), len(test), comparisons, captions, shares, real_shares, pairs)
+
+
+def check_images(name: str, images: Tensor) -> None:
+    """Raises a ValueError if images cannot be compared: another shape or dtype, or fewer than 100 images."""
+    if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or len(images) < MIN_IMAGES:
+        raise ValueError(
+            f"the {name} are {images.dtype} {list(images.shape)}: sample quality is measured on grey 28×28 digits, "
+            f"torch.uint8 [N, 1, 28, 28], with at least {MIN_IMAGES} of them."
+        )
 
 
 def _by_digest(images: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def up_to(name: str, value: int | None, most: int) -> int:
     if value is None:
         return most
     if not 1 <= value <= most:
-        raise UserError(f"{name}={value}: there are 1 to {most}.")
+        raise UserError(f"{name}={value} must be from 1 to {most}.")
     return value
 
 

@@ -23,6 +23,7 @@ from ddpm.data import ImageData
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.metrics.measures import Measure
+from ddpm.metrics.quality import check_images
 from ddpm.metrics.samples_file import doubts, read_samples
 from ddpm.runs import (
     identity_overrides,
@@ -160,6 +161,7 @@ def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, list[Measure]]:
     """
     try:
         samples = read_samples(Path(cfg.samples).expanduser())
+        check_images("samples", samples)
     except ValueError as error:
         raise UserError(f"samples: {error}") from error
     data: ImageData = build(cfg.data if cfg.data is not None else mnist(cfg), ImageData)
