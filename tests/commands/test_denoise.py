@@ -25,7 +25,7 @@ def diffusion():
     return GaussianDiffusion(schedules.linear(NUM_STEPS))
 
 
-def test_the_first_image_is_a_seven(x0):
+def test_the_first_test_image_is_a_seven(x0):
     assert x0.shape == (1, 1, 28, 28)
     assert (x0.min(), x0.max()) == (-1, 1)
     assert pick_image(MNISTMini(), 0)[1] == 7
@@ -50,7 +50,7 @@ def test_the_oracle_ends_at_the_image_itself(x0, diffusion):
     assert walks["oracle"].rmse_at(0) > 1e-3
 
 
-def test_all_ways_back_start_at_the_end_of_the_forward_chain(x0, diffusion):
+def test_all_reverse_chains_start_at_the_end_of_the_forward_chain(x0, diffusion):
     walks = walk(x0, diffusion, lambda x_t, t: torch.zeros_like(x_t), seed=0)
     last = NUM_STEPS - 1
     for name in ("oracle", "learned"):
@@ -58,7 +58,7 @@ def test_all_ways_back_start_at_the_end_of_the_forward_chain(x0, diffusion):
     assert not torch.allclose(walks["learned"].images[X0], x0[0], atol=0.5)
 
 
-def test_a_network_that_knows_the_image_walks_like_the_oracle(x0, diffusion):
+def test_a_network_that_knows_the_image_follows_the_oracle(x0, diffusion):
     walks = walk(x0, diffusion, lambda x_t, t: diffusion.x0_to_epsilon(x0, x_t, t), seed=0)
     for t, image in walks["oracle"].images.items():
         torch.testing.assert_close(walks["learned"].images[t], image, rtol=0, atol=1e-3)
@@ -72,7 +72,7 @@ def test_the_seed_decides(x0, diffusion):
     assert not torch.allclose(one, other, atol=0.1)
 
 
-def test_moments():
+def test_timesteps_of_the_pictures():
     assert evenly(1000, 8) == [0, 143, 285, 428, 571, 714, 856, 999]
     assert evenly(3, 8) == [0, 1, 2]
     assert evenly(1, 8) == [0]
@@ -97,15 +97,15 @@ def test_the_command_without_a_checkpoint(ddpm_cli, tmp_path):
     assert metrics["rmse/oracle"] < 1e-6
 
 
-def test_the_command_with_a_checkpoint(ddpm_cli, tiny_run, tmp_path):
-    answer = ddpm_cli("denoise", f"ckpt={tiny_run}", "trainer=cpu")
+def test_the_command_with_a_checkpoint(ddpm_here, tiny_run, tmp_path):
+    answer = ddpm_here("denoise", f"ckpt={tiny_run}", "trainer=cpu")
     assert answer.returncode == 0, answer.stderr
     (directory,) = (tmp_path / "outputs" / "denoise" / "tiny").iterdir()
     check_results(directory, 30, ["forward", "oracle", "learned", "predicted_x0"])
 
 
-def test_a_schedule_beside_a_checkpoint_is_refused(ddpm_cli, tiny_run):
-    answer = ddpm_cli("denoise", f"ckpt={tiny_run}", "schedule.num_steps=40")
+def test_a_schedule_beside_a_checkpoint_is_refused(ddpm_here, tiny_run):
+    answer = ddpm_here("denoise", f"ckpt={tiny_run}", "schedule.num_steps=40")
     assert answer.returncode == 1
     assert answer.stderr.startswith("ddpm denoise: schedule and ckpt do not go together")
 

@@ -111,7 +111,7 @@ def test_inpainting_and_partial_noise_are_the_library_s_with_the_noise_of_each_i
         (SDEdit(1.0), Ancestral()),
     ],
 )
-def test_the_network_is_asked_as_often_as_was_said(loaded, mode, sampler):
+def test_the_network_is_called_as_often_as_announced(loaded, mode, sampler):
     asked = 0
 
     def denoise(x_t, t):
@@ -158,13 +158,13 @@ def test_the_picture_has_every_image_in_its_row(channels):
         (["mode=sdedit", "images=[1.5]"], r"as in images=\[0,3\]"),
     ],
 )
-def test_mistakes_are_told(loaded, overrides, words):
+def test_mistakes_are_refused(loaded, overrides, words):
     with pytest.raises(UserError, match=words):
         made(loaded, *overrides)
 
 
-def test_inpainting_keeps_the_rest_of_the_model_s_own_data(ddpm_cli, tiny_run, tmp_path, digits):
-    answer = ddpm_cli(
+def test_inpainting_keeps_the_known_half(ddpm_here, tiny_run, tmp_path, digits):
+    answer = ddpm_here(
         "sample", f"ckpt={tiny_run}/last", "mode=inpaint", "mode.mask=left", "images=[3,1]", "num_samples=2",
         "sampler.steps=6", "mode.repeats=2",
     )  # fmt: skip

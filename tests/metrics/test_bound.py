@@ -99,7 +99,7 @@ def gaussian_chain(variance: Variance, x0_mse: Tensor | None = None) -> tuple[Ga
     """The chain, the exact denoiser of the data, and its mean squared error at each timestep."""
     chain = Chain.of_betas(schedules.linear(NUM_STEPS))
     diffusion = GaussianDiffusion(schedules.linear(NUM_STEPS), variance=variance, x0_mse=x0_mse)
-    return diffusion, chain.denoiser("epsilon", DATA.best_x0), DATA.x0_variance(chain.alpha_bars)
+    return diffusion, chain.network("epsilon", DATA.best_x0), DATA.x0_variance(chain.alpha_bars)
 
 
 def test_the_x0_error_of_gaussian_data_is_their_posterior_variance():

@@ -90,7 +90,7 @@ class Sampler(ABC):
 
         Args:
             part: take only these steps, a slice of `timesteps(diffusion)`. `x_T` then has the noise level of the
-                slice's last timestep, and the result that of the timestep before its first (x_0 if there is none).
+                slice's last timestep; the result has that of the timestep before its first (x_0 if there is none).
 
         Raises:
             UserError: after the last step, if an output of the network was not finite.

@@ -149,7 +149,7 @@ class DDPM(L.LightningModule):
 
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
         """Log numbers of the training at once. Lightning's `log` would log them after the step's checkpoint."""
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
         self.newest |= numbers
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, logged_step(self.trainer))
