@@ -21,7 +21,7 @@ TERMS = ("prior", "kl", "reconstruction", "total")
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
-    """A copy of the tiny run, because evaluating writes into it."""
+    """A copy of the run, because evaluation writes into it."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run" / "tiny"))
 
 
@@ -84,7 +84,7 @@ def test_the_command(ddpm_here, run, tmp_path):
     assert stored.items() >= {"clip_x0": True, "images": 1000, "draws": 20, "seed": 1, "data": "MNISTMini"}.items()
 
 
-def test_an_exact_bound_alone(ddpm_here, run, tmp_path):
+def test_the_exact_bound_alone(ddpm_here, run, tmp_path):
     alone = ["num_samples=0", "evaluate.train_images=0", "evaluate.empirical_images=0"]
     answer = ddpm_here("evaluate", f"ckpt={run}", "trainer=cpu", "num_images=10", "evaluate.exact=true", *alone)
     assert answer.returncode == 0, answer.stderr
@@ -100,10 +100,7 @@ def test_an_exact_bound_alone(ddpm_here, run, tmp_path):
     ("overrides", "words"),
     [
         (["evaluate.exact=true", "timesteps_per_image=4"], "leave one out"),
-        (["timesteps_per_image=null"], "evaluate.exact=true takes every step"),
         (["timesteps_per_image=30"], "timesteps_per_image=30: there are 1 to 29"),
-        (["variance=medium"], "none of small, large, optimal"),
-        (["evaluate.train_images=-1"], "evaluate.train_images=-1"),
         (["evaluate.x0_mse_draws=3"], "at least 4"),
     ],
 )
@@ -146,9 +143,9 @@ def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp
 
 
 @pytest.mark.parametrize(("overrides", "words"), [([], "cannot be kept"), (["data=mnist_mini"], "is not kept")])
-def test_an_x0_error_that_cannot_be_written_is_used_once(ddpm_here, run, tmp_path, overrides, words):
+def test_an_x0_error_that_cannot_be_kept_is_still_used(ddpm_here, run, tmp_path, overrides, words):
     path = x0_mse_path(run / "checkpoints" / "last.ckpt")
-    path.mkdir()  # nothing can be written there, even by root
+    path.mkdir()  # so that not even root can write the file
     few = [*FEW[:3], "evaluate.train_images=0", "evaluate.empirical_images=0", "variance=optimal"]
     answer = ddpm_here("evaluate", f"ckpt={run}", *few, *overrides)
     assert answer.returncode == 0, answer.stderr
@@ -187,14 +184,14 @@ def test_other_variances_need_no_measurement(tiny_run):
     assert (model.diffusion.prediction, model.diffusion.clip_x0) == (before.prediction, before.clip_x0)
 
 
-def test_a_number_outside_its_range_is_refused():
+def test_a_number_out_of_range_is_refused():
     assert up_to("num_images", None, 5) == 5
     for value in (0, 6):
         with pytest.raises(UserError, match=f"num_images={value}: there are 1 to 5"):
             up_to("num_images", value, 5)
 
 
-def test_images_are_evenly_spaced_in_the_set():
+def test_images_are_spread_over_the_whole_set():
     images = torch.arange(101)
     assert spread(images, 5).tolist() == [0, 25, 50, 75, 100]
     assert torch.equal(spread(images, 200), images)

@@ -23,7 +23,7 @@ def digits() -> np.ndarray:
 
 
 @pytest.mark.usefixtures("real_digits")
-def test_samples_of_a_checkpoint_are_judged(ddpm_here, tiny_run, tmp_path):
+def test_samples_of_a_checkpoint_are_compared_with_real_digits(ddpm_here, tiny_run, tmp_path):
     answer = ddpm_here("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler.steps=3")
     assert answer.returncode == 0, answer.stderr
     assert "Sample quality: 100 samples" in answer.stdout
@@ -44,15 +44,36 @@ def test_samples_of_a_checkpoint_are_judged(ddpm_here, tiny_run, tmp_path):
 
 
 @pytest.mark.usefixtures("real_digits")
-def test_digits_in_a_file_are_judged_beside_the_same_real_ones(ddpm_here, tmp_path, digits):
+def test_given_digits_with_an_own_measure_from_one_class_and_one_yaml(ddpm_here, tmp_path, digits):
     np.savez(tmp_path / "digits.npz", digits)
-    answer = ddpm_here("evaluate", "samples=digits.npz", "data=mnist_mini")
+    (tmp_path / "mine.py").write_text(
+        "class Brightness:\n"
+        "    name = 'brightness'\n"
+        "    caption = 'mean of all pixels'\n"
+        "    def __call__(self, samples, reference):\n"
+        "        return samples.images.float().mean() - reference.test.images.float().mean()\n"
+    )
+    (tmp_path / "conf" / "measures").mkdir(parents=True)
+    (tmp_path / "conf" / "measures" / "mine.yaml").write_text(
+        "defaults: [default, _self_]\nkid: null\nbrightness: {_target_: mine.Brightness}\n"
+    )
+    answer = ddpm_here(
+        "evaluate", "--config-dir", "conf", "measures=mine", "samples=digits.npz", "data=mnist_mini",
+        env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+    assert "mean of all pixels" in answer.stdout
+    assert "KID" not in answer.stdout
     (metrics_file,) = tmp_path.glob("outputs/evaluate/default/*/metrics.json")
     metrics = json.loads(metrics_file.read_text())
     assert metrics["samples_judged"] == 300
-    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # they are real
+    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # the digits are real
     assert metrics["quality/confidence"] > 0.98
+    assert abs(metrics["quality/brightness"]) < 5
+    assert metrics["quality/brightness_se"] is None
+    assert "quality/kid" not in metrics
+    events = EventAccumulator(str(metrics_file.parent)).Reload()
+    assert events.Scalars("evaluate/quality/brightness")[0].value == pytest.approx(metrics["quality/brightness"])
 
 
 @pytest.mark.usefixtures("real_digits")
@@ -92,6 +113,6 @@ def test_mistakes(ddpm_here, tiny_run, tmp_path, overrides, words):
     assert list(tmp_path.rglob("metrics.json")) == []
 
 
-def test_the_classifier_knows_mnist_alone():
+def test_the_classifier_is_used_only_for_mnist():
     assert knows(MNISTMini(batch_size=1, validation_size=1))
     assert not knows(FashionMNIST(root="nowhere", batch_size=1, validation_size=1))

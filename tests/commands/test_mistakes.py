@@ -45,7 +45,7 @@ def message_of(command, answer):
         (["trainer.num_nodes=0"], ["trainer.num_nodes=0 must be a whole number, at least 1"]),
         (["checkpoint.every_steps=0", "dry_run=true"], ["every_steps=0"]),
         (["data.num_workers=-1", "dry_run=true"], ["num_workers=-1 must be at least 0"]),
-        (["data.on_device=true", "data.num_workers=2"], ["on_device=true takes no workers"]),
+        (["data.on_device=true", "data.num_workers=2"], ["on_device=true needs num_workers=0"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )

@@ -1,4 +1,4 @@
-"""Sampling and evaluation in two real processes give the numbers of one."""
+"""Sampling and evaluation in two real processes give the numbers of one process."""
 
 import json
 

@@ -16,7 +16,7 @@ def pixels(folder):
         return file["images"].astype(int)
 
 
-def test_the_last_checkpoint_by_its_name_and_by_its_file(ddpm_here, tiny_run, tmp_path):
+def test_run_last_and_its_file_give_the_same_images(ddpm_here, tiny_run, tmp_path):
     images = []
     for i, ckpt in enumerate([tiny_run / "last", tiny_run / "checkpoints" / "last.ckpt"]):
         (tmp_path / str(i)).mkdir()
@@ -30,7 +30,7 @@ def test_the_last_checkpoint_by_its_name_and_by_its_file(ddpm_here, tiny_run, tm
     model = load_model(tiny_run / "checkpoints" / "last.ckpt")
     expected = to_uint8(model.sample(5, DDIM(5), seed=3)).numpy().astype(int)
     assert expected.shape == (5, 1, 28, 28)
-    for shown in images:  # the batch size moves the last bits, so a pixel may round to its neighbour
+    for shown in images:  # the batch size changes the last bits, so a pixel may round to the next value
         assert np.abs(shown - expected).max() <= 1
     assert np.abs(images[0] - images[0][::-1]).max() > 50
 

@@ -155,6 +155,7 @@ class Evaluate(FromCheckpoint):
     num_images: CountOrZero | None
     timesteps_per_image: Count
     evaluate: Share
+    measures: dict[str, Node | None] | None
 
 
 class Denoise(Settings):

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning import LightningDataModule
@@ -49,11 +49,11 @@ class ImageData(LightningDataModule, ABC):
     ):
         super().__init__()
         if batch_size < 1 or batch_size != int(batch_size):
-            raise ValueError(f"batch_size={batch_size}: a batch is a whole number of images, at least one.")
+            raise ValueError(f"batch_size={batch_size} must be a whole number, at least 1.")
         if num_workers < 0:
             raise ValueError(f"{num_workers=} must be at least 0.")
         if on_device and num_workers:
-            raise ValueError(f"on_device=true takes no workers, which do not see the device: leave {num_workers=} out.")
+            raise ValueError(f"on_device=true needs num_workers=0, not {num_workers}: workers do not see the device.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_shape = (image_channels, height, width)
         self.batch_size = batch_size
@@ -69,10 +69,10 @@ class ImageData(LightningDataModule, ABC):
         """Returns the splits "train", "validation" and "test". Download files in `prepare_data`, not here."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, once.
+        """Reads the images at the first call.
 
         Raises:
-            UserError: the images are not there, are not of `image_shape`, or are fewer than a batch.
+            UserError: the images are missing, do not have `image_shape`, or are fewer than a batch.
         """
         if self._splits:
             return
@@ -88,6 +88,12 @@ class ImageData(LightningDataModule, ABC):
                 "set a smaller one, or give more images."
             )
         self._splits = splits
+
+    def ready(self) -> Self:
+        """Downloads what is missing, reads the images, and returns the data set."""
+        self.prepare_data()
+        self.setup()
+        return self
 
     def split(self, name: str) -> Split:
         """Returns all uint8 images and labels of "train", "validation" or "test", in the order of the data set."""
@@ -118,7 +124,7 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(name, batches_in_order(len(self.split(name).images), self.batch_size, *self._process()))
 
     def _loader(self, name: str, batches: Iterable[Any]) -> DataLoader[Any]:
-        # Neither is true here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
+        # Both warnings are wrong here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
         images, labels = self.split(name)
@@ -172,7 +178,13 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped."""
+    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    if not images.isfinite().all():
+        raise UserError("the images hold NaN or infinity: the model that made them diverged in training.")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

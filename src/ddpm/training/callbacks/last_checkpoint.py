@@ -19,16 +19,16 @@ from ddpm.runs.run import LAST, Run
 from ddpm.runs.status import INTERRUPTED
 
 # If several arrive, the last in this order counts: its handler can do most for the run.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LastCheckpoint(Checkpoint):
     """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and after a signal.
 
-    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 end the run: the step is finished, the checkpoint is written, and the
-    process exits with 75. A second Ctrl-C stops at once. A handler that was set before for SIGUSR1 or SIGUSR2 is
-    called before the exit: submitit's puts the job back into Slurm's queue. SIGTERM as Slurm's warning before a
-    preemption counts as SIGUSR2.
+    SIGHUP (the terminal closes), SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 end the run: the step is finished, the
+    checkpoint is written, and the process exits with 75. Under nohup, SIGHUP is ignored. A second Ctrl-C stops at once.
+    A handler that was set before for SIGUSR1 or SIGUSR2 is called before the exit: submitit's puts the job back into
+    Slurm's queue. SIGTERM as Slurm's warning before a preemption counts as SIGUSR2.
 
     If a validation is due after a step, the checkpoint is written after the validation. A run that continues from it
     then has not skipped the validation. So this callback must come after those that act on validation (Lightning puts
@@ -56,7 +56,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.ask_to_stop) for number in SIGNALS}
+            under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            numbers = [number for number in SIGNALS if not (number == signal.SIGHUP and under_nohup)]
+            self.handlers = {number: signal.signal(number, self.ask_to_stop) for number in numbers}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self.handlers.items():
@@ -129,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         handler = self.handlers.get(number)
         if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(
             handler
-        ):  # those of SIGTERM and SIGINT are Lightning's and Python's
+        ):  # those of SIGTERM, SIGINT and SIGHUP are Lightning's and Python's
             try:
                 handler(number, None)
             except Exception as error:
