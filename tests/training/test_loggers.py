@@ -1,14 +1,14 @@
 """Each logger keeps the whole history of a run that is stopped and continued, alone or beside others."""
 
 import csv
-import os
+import signal
 import struct
 from pathlib import Path
 
 import lightning as L
 import pytest
 import yaml
-from killed_runs import TINY, check_exact_resume
+from killed_runs import TINY, run_directory, train
 from small import fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
@@ -83,38 +83,34 @@ def wandb_history(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def killed_twice(folder: Path, logger: str) -> Path:
+    """A run of six steps in three processes, two of which are killed after the checkpoints of steps 2 and 4."""
+    for at, code in ((3, -signal.SIGKILL), (5, -signal.SIGKILL), (99, 0)):
+        done = train(folder, *TINY, f"logger={logger}", at=at, env={"WANDB_SILENT": "true", "HOME": str(folder)})
+        assert done.returncode == code, done.stderr
+    return run_directory(folder)
+
+
 @pytest.mark.slow
 def test_the_history_in_weights_and_biases(tmp_path):
     pytest.importorskip("wandb")
-    environment = {"WANDB_SILENT": "true", "HOME": str(tmp_path)}
-    whole, killed = check_exact_resume(
-        tmp_path, *TINY, "logger=[tensorboard,wandb]", kill_at=[3, 5], env=os.environ | environment
-    )
-    found = []
-    for run in (whole, killed):
-        losses: dict[int, set[float]] = {}
-        for path in run.glob("wandb/offline-run-*/*.wandb"):
-            for row in wandb_history(path):
-                assert row["_step"] == row["trainer/global_step"]
-                if "train/loss" in row:
-                    losses.setdefault(int(row["_step"]), set()).add(float(row["train/loss"]))
-        found.append(losses)
-        assert len({path.stem for path in run.glob("wandb/offline-run-*/*.wandb")}) == 1  # one id
-    assert found[0] == found[1]
-    assert sorted(found[0]) == list(range(6))
+    files = list(killed_twice(tmp_path, "[tensorboard,wandb]").glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 3
+    assert len({path.stem for path in files}) == 1  # one id
+    rows = [row for path in files for row in wandb_history(path)]
+    assert all(row["_step"] == row["trainer/global_step"] for row in rows)
+    losses = {(int(row["_step"]), row["train/loss"]) for row in rows if "train/loss" in row}
+    assert sorted(step for step, _ in losses) == list(range(6))  # one value of each step
 
 
 @pytest.mark.slow
 def test_the_history_in_mlflow(tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    whole, killed = check_exact_resume(tmp_path, *TINY, "logger=[tensorboard,mlflow]", kill_at=[3, 5])
-    found = []
-    for run in (whole, killed):
-        client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
-        (experiment,) = client.search_experiments(filter_string="name = 'ddpm'")
-        (stored,) = client.search_runs([experiment.experiment_id])
-        history = client.get_metric_history(stored.info.run_id, "train/loss")
-        found.append({(point.step, point.value) for point in history})
-        assert {file.path for file in client.list_artifacts(stored.info.run_id)} == {"config.yaml", "images"}
-    assert found[0] == found[1]
-    assert sorted(step for step, _ in found[0]) == list(range(6))
+    run = killed_twice(tmp_path, "[csv,mlflow]")
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'ddpm'")
+    (stored,) = client.search_runs([experiment.experiment_id])
+    points = {(point.step, point.value) for point in client.get_metric_history(stored.info.run_id, "train/loss")}
+    assert sorted(step for step, _ in points) == list(range(6))  # one value of each step
+    assert rows_of(run, "train/loss") == pytest.approx(sorted(points))
+    assert {file.path for file in client.list_artifacts(stored.info.run_id)} == {"config.yaml", "images"}

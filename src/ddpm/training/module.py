@@ -189,7 +189,7 @@ class DDPM(L.LightningModule):
         # Here, where updating the average waits for the device anyway.
         if not self.gradient_norm.isfinite() and not self._scaler_skipped_step():
             raise UserError(
-                f"the loss or its gradient is not finite after step {self.global_step - 1} (gradient norm "
+                f"the loss or its gradient is not finite at step {self.global_step} (gradient norm "
                 f"{float(self.gradient_norm)}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
                 "trainer.precision. The last checkpoint has finite weights."
             )
