@@ -1,3 +1,5 @@
+"""How a process knows whether it is a task of a Slurm job."""
+
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from omegaconf import OmegaConf
@@ -19,7 +21,7 @@ ASKED = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
         ({"SLURM_PROCID": "0", "SLURM_JOB_NAME": "script.sh"}, False, []),  # sbatch without a number of tasks
     ],
 )
-def test_srun_starts_all_processes_of_a_job(monkeypatch, variables, is_task, environment):
+def test_a_process_is_a_task_if_srun_started_it(monkeypatch, variables, is_task, environment):
     for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -33,7 +35,7 @@ def test_srun_starts_all_processes_of_a_job(monkeypatch, variables, is_task, env
             check_tasks(OmegaConf.create({**trainer, "devices": 1}))
 
 
-def test_outside_of_slurm_no_signal_is_its_warning(monkeypatch):
+def test_without_slurm_no_job_is_preempted_or_requeued(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert not slurm.means_to_go_on()
     assert not slurm.is_requeued()
