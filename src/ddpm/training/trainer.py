@@ -111,9 +111,9 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
             problem = "another process of this run has ended; its message is above. The same command continues."
         elif "find_unused_parameters" in str(error):
             problem = unused_weights(model)
-        elif "DataLoader worker" in str(error):
+        elif data.num_workers and ("DataLoader worker" in str(error) or isinstance(error.__context__, OSError)):
             problem = (
-                "a process that loads batches was killed: is the memory or /dev/shm too small? "
+                "the processes that load batches have ended, or could not start: is the memory or /dev/shm too small? "
                 "data.num_workers=0 needs none."
             )
         elif "returned nan values in its" in str(error):
