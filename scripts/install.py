@@ -43,11 +43,24 @@ def find_uv() -> str | None:
     return own if installed.returncode == 0 else None
 
 
+def cache(uv: str) -> list[str]:
+    """Return the option that does without uv's cache, where its folder cannot be written, as below a missing HOME."""
+    answer = subprocess.run([uv, "cache", "dir"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    folder = Path(answer.stdout.strip())  # without HOME, a relative one
+    try:
+        if folder.is_absolute():
+            folder.mkdir(parents=True, exist_ok=True)
+            return [] if os.access(folder, os.W_OK) else ["--no-cache"]
+    except OSError:
+        pass
+    return ["--no-cache"]
+
+
 def main() -> int:
     extras = ",".join(sys.argv[1:])
     package = ["-e", f"{ROOT}[{extras}]" if extras else str(ROOT)]
     if uv := find_uv():
-        command = [uv, "pip", "install", "--python", sys.executable, *CONSTRAINTS, *package]
+        command = [uv, "pip", "install", *cache(uv), "--python", sys.executable, *CONSTRAINTS, *package]
         if subprocess.run(command, env=uv_environment() | os.environ).returncode == 0:
             return 0
         print("uv failed; trying pip", file=sys.stderr)

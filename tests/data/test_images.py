@@ -106,3 +106,12 @@ def test_images_on_the_device_are_fetched_there():
 def test_images_on_the_device_take_no_workers():
     with pytest.raises(ValueError, match="on_device=true needs num_workers=0"):
         numbers(on_device=True, num_workers=2)
+
+
+def test_a_path_that_is_too_long_for_the_workers_sockets_is_refused(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 71)
+    with pytest.raises(ValueError, match="Set a shorter TMPDIR, or num_workers=0"):
+        numbers(num_workers=2)
+    numbers(num_workers=0)
+    monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 70)
+    numbers(num_workers=2)

@@ -1,6 +1,7 @@
 """Set-up by scripts/run and scripts/test: the real scripts in a small clone whose package has no requirements."""
 
 import os
+import runpy
 import shutil
 import stat
 import subprocess
@@ -148,3 +149,14 @@ exec "{sys.executable}" -c "import sys; sys.version_info = {numbers}; $2"
     code, _, err = run(clone, "train", PYTHON=str(python))
     assert code == 1
     assert f"run: needs Python 3.11, 3.12 or 3.13; {python} is Python {version}. Name another one: PYTHON=" in err
+
+
+@pytest.mark.parametrize(("folder", "options"), [("/proc/uv", ["--no-cache"]), (".uv_cache", ["--no-cache"]), ("", [])])
+def test_uv_does_without_a_cache_that_cannot_be_written(tmp_path, monkeypatch, folder, options):
+    """As below a missing HOME."""
+    uv = tmp_path / "uv"
+    uv.write_text(f"#!/bin/sh\necho {folder or tmp_path / 'cache'}\n")
+    uv.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path(str(SCRIPTS / "install.py"))["cache"](str(uv)) == options
+    assert not (tmp_path / ".uv_cache").exists()

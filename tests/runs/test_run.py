@@ -1,5 +1,6 @@
 """A run's directory: one process at a time, checkpoints that are complete or absent."""
 
+import errno
 import io
 import os
 import shutil
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from ddpm.errors import UserError
-from ddpm.runs import Run
+from ddpm.runs import Run, is_locked, write_json
+from ddpm.runs.files import os_errors_in_one_line
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -219,3 +221,55 @@ def test_a_run_is_finished_at_its_steps_or_beyond(tmp_path: Path) -> None:
         run.end("interrupted", 5, "by SIGTERM")
         again = Run.read(tmp_path)
         assert (again.is_finished(4), again.status.error) == (False, "by SIGTERM")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.EROFS])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=os.strerror(code)), Run.open(tmp_path / "run"):
+        pass
+    assert not is_locked(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_flock_the_lock_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*args: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Run.open(tmp_path / "run") as run:
+        run.end("finished", 3)
+        assert is_locked(tmp_path / "run")
+        with pytest.raises(UserError, match="is training in"), Run.open(tmp_path / "run"):
+            pass
+    assert not is_locked(tmp_path / "run")
+    assert Run.read(tmp_path / "run").is_finished(3)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync_takes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with Run.open(tmp_path / "run") as run:
+        run.end("finished", 3)
+    assert Run.read(tmp_path / "run").is_finished(3)
+
+
+def test_a_lost_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(UserError, match="Input/output error"), os_errors_in_one_line():
+        write_json(tmp_path / "file.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_the_code_keeps_its_error() -> None:
+    with pytest.raises(FileNotFoundError), os_errors_in_one_line():
+        Path("/nowhere/at/all").read_text()

@@ -139,6 +139,18 @@ def test_a_network_that_changes_the_shape_is_refused(mine):
         build_model(config_of("model._target_=mine.Doubled"))
 
 
+class Dict(Doubled):
+    """A network whose output is no tensor."""
+
+    def forward(self, x, t):
+        return {"sample": self.layer(x)}
+
+
+def test_a_network_that_returns_an_object_is_refused(mine):
+    with pytest.raises(UserError, match="the network returns a dict, and one tensor"):
+        build_model(config_of("model._target_=mine.Dict"))
+
+
 @pytest.mark.parametrize("size", ["9", "[8,7]"])
 def test_an_image_that_cannot_be_halved_is_refused(size):
     with pytest.raises(UserError, match="needs height and width divisible by 2"):

@@ -25,7 +25,7 @@ from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
 from ddpm.runs.files import read_json
 from ddpm.training.building import load_model
-from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
+from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, quieten_lightning
 from ddpm.training.module import DDPM
 
 
@@ -92,7 +92,7 @@ def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Device and precision for work that is not training."""
     quieten_lightning()
     try:
-        return L.Fabric(**lightning_arguments(trainer))
+        return L.Fabric(**lightning_arguments(trainer), plugins=cluster_environment())
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
 

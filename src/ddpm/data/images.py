@@ -1,5 +1,7 @@
 """The base class of all data sets: images in memory, and their batches."""
 
+import os
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -13,6 +15,9 @@ from torch.utils.data import DataLoader
 
 from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_in_order
 from ddpm.errors import UserError
+
+LONGEST_TMPDIR = 71
+"""bytes: multiprocessing adds 32 for a socket, whose path may have 103 on macOS and 107 on Linux"""
 
 
 class Split(NamedTuple):
@@ -52,6 +57,11 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"batch_size={batch_size} must be a whole number, at least 1.")
         if num_workers < 0:
             raise ValueError(f"{num_workers=} must be at least 0.")
+        if num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+            raise ValueError(
+                f"the path of the folder for temporary files, {tempfile.gettempdir()}, has more than {LONGEST_TMPDIR} "
+                f"bytes: the sockets of {num_workers=} cannot be there. Set a shorter TMPDIR, or num_workers=0."
+            )
         if on_device and num_workers:
             raise ValueError(f"on_device=true needs num_workers=0, not {num_workers}: workers do not see the device.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

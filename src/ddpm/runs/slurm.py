@@ -10,7 +10,14 @@ def is_task() -> bool:
 
     As in Lightning, an interactive shell from `salloc` does not count.
     """
-    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    # srun alone sets the step's tasks. A script of `sbatch` has SLURM_NTASKS and SLURM_PROCID too.
+    by_srun = {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} <= os.environ.keys()
+    return by_srun and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def number_of_tasks() -> int:
+    """Return how many tasks the job asked Slurm for; 1 outside of Slurm."""
+    return int(os.environ.get("SLURM_NTASKS", 1))
 
 
 def is_requeued() -> bool:

@@ -6,6 +6,11 @@ import warnings
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -48,6 +53,28 @@ def number_of_processes(trainer: DictConfig) -> int:
         return int(trainer.num_nodes * trainer.devices)
     arguments = lightning_arguments(trainer)
     return int(arguments["num_nodes"] * devices.count_devices(arguments["accelerator"], arguments["devices"]))
+
+
+def cluster_environment() -> list[Any]:
+    """Who starts the processes, for `plugins` of Trainer and Fabric. Empty where Lightning finds out by itself.
+
+    In a Slurm job without srun, Lightning would wait for processes that nobody starts.
+    """
+    if TorchElasticEnvironment.detect() or "SLURM_NTASKS" not in os.environ:
+        return []
+    return [SLURMEnvironment(auto_requeue=False) if slurm.is_task() else LightningEnvironment()]
+
+
+def check_tasks(trainer: DictConfig) -> None:
+    """Raise a UserError if Slurm was asked for several tasks, and this process was started without srun for fewer."""
+    tasks = slurm.number_of_tasks()
+    if tasks == 1 or slurm.is_task() or TorchElasticEnvironment.detect():
+        return
+    if (processes := number_of_processes(trainer)) != tasks:
+        raise UserError(
+            f"the Slurm job has {tasks} tasks (SLURM_NTASKS), and without srun {processes} would train: start it with "
+            f"`srun`, or set trainer.devices={tasks} (on one node), or unset SLURM_NTASKS."
+        )
 
 
 def is_first_process() -> bool:

@@ -91,6 +91,11 @@ class DDPM(L.LightningModule):
         image = torch.zeros(1, *self.image_shape)
         with torch.no_grad():
             output = self.ema(image, torch.zeros(1, dtype=torch.int64))
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the network returns a {type(output).__name__}, and one tensor [B, C, H, W] is needed: wrap it in a "
+                "module whose forward returns that part (`.sample` of diffusers)."
+            )
         if output.shape != image.shape:
             raise ValueError(
                 f"the network turns images of shape {list(image.shape)} into {list(output.shape)}: both must be equal."

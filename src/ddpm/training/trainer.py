@@ -3,11 +3,9 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
@@ -18,11 +16,11 @@ from ddpm.data import ImageData
 from ddpm.devices import device_name
 from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
 from ddpm.errors import UserError
-from ddpm.runs import Run, slurm
+from ddpm.runs import Run
 from ddpm.runs.status import State
 from ddpm.training.callbacks import LastCheckpoint, RunStatus
 from ddpm.training.checkpoint_io import RunCheckpointIO
-from ddpm.training.hardware import lightning_arguments, quieten_lightning
+from ddpm.training.hardware import check_tasks, cluster_environment, lightning_arguments, quieten_lightning
 from ddpm.training.module import DDPM
 from ddpm.training.trainer_options import in_batches
 
@@ -34,13 +32,12 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
         UserError: a setting that Lightning refuses.
     """
     quieten_lightning()
-    plugins: list[Any] = []
+    check_tasks(cfg.trainer)
     try:
         ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
-        if slurm.is_task():
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # LastCheckpoint handles the signals
-            # Lightning does not check this here; each process would then train alone.
-            plugins[-1].validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
+        plugins = cluster_environment()
+        for plugin in plugins:  # Lightning does not check this here; each process would then train alone
+            plugin.validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             **in_batches(cfg.trainer, data),
             **lightning_arguments(cfg.trainer),
@@ -112,6 +109,13 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
             problem = out_of_memory(trainer, model, data)
         elif trainer.world_size > 1 and is_lost_process(error):
             problem = "another process of this run has ended; its message is above. The same command continues."
+        elif "find_unused_parameters" in str(error):
+            problem = unused_weights(model)
+        elif data.num_workers and ("DataLoader worker" in str(error) or isinstance(error.__context__, OSError)):
+            problem = (
+                "the processes that load batches have ended, or could not start: is the memory or /dev/shm too small? "
+                "data.num_workers=0 needs none."
+            )
         elif "returned nan values in its" in str(error):
             problem = f"{error} trainer.detect_anomaly=true found this. The forward call is above."
         else:
@@ -119,6 +123,15 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
     else:
         return
     raise UserError(problem)  # outside the `except`: a traceback would keep the tensors of the failed step
+
+
+def unused_weights(model: DDPM) -> str:
+    """Return a message that names weights without a gradient, for which the processes of DDP wait in vain."""
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    return (
+        f"weights that the loss does not use: {', '.join(names[:5]) or 'none in the first process'}"
+        f"{' …' if len(names) > 5 else ''}. With several processes, remove them or set requires_grad=False."
+    )
 
 
 def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
