@@ -1,8 +1,10 @@
 """From a command line to a composed config: Hydra does it, and its errors become plain lines."""
 
+import argparse
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm.config import conf_dir
 from ddpm.errors import UserError, install_hint
 from ddpm.launch.jobs import run_job
+from ddpm.launch.overrides import check_choices, parse_overrides
+from ddpm.runs.files import os_errors_in_one_line
 
 # By default Ray drops lines that several jobs print, and kills jobs that could be asked to save and to stop.
 RAY = {
@@ -40,7 +44,8 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
         nonlocal mistake, job_failed
         sys.argv[:] = typed  # Lightning starts the other processes of the job with them
         try:
-            run_job(command, config)
+            with os_errors_in_one_line():
+                run_job(command, config)
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher must hear that the job failed
@@ -53,11 +58,13 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
+    check_choices(parse_overrides(arguments), [conf_dir(), *named_folders(arguments)])
     typed = list(sys.argv)
     sys.argv[1:] = arguments  # Hydra reads them there
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing them
     try:
-        job()
+        with os_errors_in_one_line():  # of a sweep, which is no job itself
+            job()
     except CompactHydraException as error:
         if job_failed or debugging():  # raised inside a job: the author of that code needs the traceback
             raise
@@ -69,6 +76,13 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
         raise UserError(f"hydra/launcher=ray needs Ray: {install_hint('ray')}") from error
     if mistake is not None:
         raise mistake
+
+
+def named_folders(arguments: list[str]) -> list[Path]:
+    """Return the folder that `--config-dir` names."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, default=[], nargs=1)
+    return parser.parse_known_args(arguments)[0].config_dir
 
 
 def debugging() -> bool:

@@ -1,6 +1,5 @@
 """The two tables of a comparison, one row per group and one row per run: as text, and as CSV with all digits."""
 
-import csv
 import math
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from ddpm.runs.collect import RunRecord, Value
 from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate
 from ddpm.runs.compare.settings import format_value
+from ddpm.runs.files import write_csv
 
 NUMBERS = {"#", "seeds", "seed", "step", "time", *METRICS}
 """columns that are aligned to the right"""
@@ -63,7 +63,7 @@ def write_settings_csv(path: Path, compared: Comparison) -> None:
         for metric in compared.metrics:
             row += group.estimate(metric) or (None, None, 0)
         rows.append(row)
-    _write_csv(path, [*compared.varying, "finished", "seeds", *columns], rows)
+    write_csv(path, [*compared.varying, "finished", "seeds", *columns], rows)
 
 
 def write_runs_csv(path: Path, compared: Comparison) -> None:
@@ -82,7 +82,7 @@ def write_runs_csv(path: Path, compared: Comparison) -> None:
         ]
         for run in compared.runs
     ]
-    _write_csv(path, header, rows)
+    write_csv(path, header, rows)
 
 
 def _settings(compared: Comparison, run: RunRecord) -> list[Value]:
@@ -90,13 +90,6 @@ def _settings(compared: Comparison, run: RunRecord) -> list[Value]:
     group = compared.group_of(run)
     values = group.settings.values() if group else [None] * len(compared.varying)
     return [*values, run.settings.get("seed")]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _share(part: int, whole: int) -> str:
