@@ -160,7 +160,7 @@ def as_users_run_it():
         ("diffusion.variance=median", "variance=median is none of"),
         ("objective.prediction=y", "prediction=y is none of"),
         ("diffusion.variance=optimal", "needs x0_mse"),
-        ("schedule.num_steps=0", "at least one step"),
+        ("schedule.num_steps=0", "at least (one step|1)"),
         ("seed=-1", "seed"),
     ],
 )

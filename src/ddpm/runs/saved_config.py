@@ -55,8 +55,8 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     So a run that was moved still has the same config.
     """
     paths = config.get("paths")
-    folders = {folder: name for name, folder in (paths if isinstance(paths, Mapping) else {}).items() if folder}
-    folders = {str(folder): name for folder, name in folders.items() if isinstance(folder, (str, Path))}
+    items = paths.items() if isinstance(paths, Mapping) else ()
+    folders = {str(folder): name for name, folder in items if folder and isinstance(folder, (str, Path))}
     values = dict(leaves(config))
     for folder in sorted(folders, key=len, reverse=True):
         for key, value in values.items():

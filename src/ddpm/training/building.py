@@ -70,9 +70,11 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
         _check_size(config, checkpoint["state_dict"], build_trusted)
         model = _build(config, build_trusted, build_or_postpone)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {_shortened(error)}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{path} describes no model that can be built: {type(error).__name__}: {_shortened(error)}"
+        ) from error
     load_weights(model, path, checkpoint)
     return model.to(map_location).eval()
 
@@ -139,7 +141,7 @@ def load_weights(model: DDPM, path: Path, checkpoint: Mapping[str, Any] | None =
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"the weights in {path} are of another network: {error}") from error
+        raise UserError(f"the weights in {path} are of another network: {_shortened(error)}") from error
     try:
         model.check_finite(state)
     except UserError as error:
@@ -176,6 +178,11 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     except TypeError as error:
         raise UserError(f"module: {error} (DDPM_DEBUG=1 shows where)") from error
     return model
+
+
+def _shortened(error: Exception) -> str:
+    """Return an error's message in a line of at most 500 characters. It may repeat what a checkpoint holds."""
+    return " ".join(str(error).split())[:500]
 
 
 def _raises(reason: str) -> Callable[..., NoReturn]:
