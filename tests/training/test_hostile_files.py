@@ -159,10 +159,12 @@ def test_any_pickle_is_a_users_error_or_harmless(good, tmp_path_factory, data):
 
 LAUGHS = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
 FILES = {
-    "status.json": ["[1]", "3", "{", '{"state": NaN}', '{"step": 1e999}', "[" * 100_000, '{"step": ' + "1" * 10**6 + "}",
-                    '{"state": "running", "step": "7", "host": [1], "pid": {}}', '{"seconds": -1e308, "error": {"a": 1}}'],
+    "status.json": ["[1]", "3", "{", '{"state": NaN}', '{"step": 1e999}', "[" * 100_000, "1" * 10**6,
+                    '{"state": "running", "step": "7", "host": [1], "pid": {}}',
+                    '{"seconds": -1e308, "error": {"a": 1}}'],
     "metrics.json": ['{"val/bpd": "low"}', '{"val/bpd": 1' + "0" * 400 + "}", '{"val/bpd": [[[]]]}', '{"step": null}'],
-    "config.yaml": [LAUGHS, "[" * 20_000, "paths: 3", "paths: {data: [1]}\nnot_identity: 5", "a: 0x" + "f" * 10**5, "? [1]\n: 2",
+    "config.yaml": [LAUGHS, "[" * 20_000, "paths: 3", "paths: {data: [1]}\nnot_identity: 5", "a: 0x" + "f" * 10**5,
+                    "? [1]\n: 2",
                     "a: 2020-01-01", "paths: {}\nseed: .nan", "a: &a [*a]", "<<: 3", "a: !!binary x", "a" * 10**6],
 }  # fmt: skip
 
