@@ -101,7 +101,7 @@ def test_values_of_a_wrong_type_are_ignored(tmp_path):
     )
     (directory / "config.yaml").write_text("paths: 3\nseed: 1")
     run = read_run(directory)
-    assert (run.state, run.step, run.seconds, run.metrics, run.settings) == ("[1]", None, None, {}, {})
+    assert (run.state, run.step, run.seconds, run.metrics, run.settings) == ("unreadable", None, None, {}, {})
 
 
 def test_a_missing_directory_is_absent(tmp_path):

@@ -1,6 +1,7 @@
 """What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
 
 import hashlib
+import os
 import shlex
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, trusted_targets
+from ddpm.config_check import check_node
 from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
@@ -98,26 +100,44 @@ def build_fabric(trainer: DictConfig) -> L.Fabric:
 
 
 def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
-    """The data set that the command names, else the one that the model was trained on.
+    """Return the data set that the command names, else the one that the model was trained on.
 
-    The checkpoint's own choice is built only if a YAML of the user's `data` group has its class, and it is looked
-    for where the user keeps data now.
+    The checkpoint's own choice is built only if a YAML of the user's `data` group has its class. It is read from the
+    user's folder for data, whatever folder the checkpoint names: it may be a stranger's.
 
     Raises:
-        UserError: an unknown data set, or images of another shape than the model's.
+        UserError: an unknown data set, one in a folder that only the checkpoint names, or images of another shape than
+            the model's.
     """
     node: Any = cfg.data
     if node is None:
-        saved = model.hparams["config"]
-        node = dict(saved["data"])
-        check_targets(node, trusted_targets(folder / "data" for folder in config_folders()))
-        # What may be downloaded goes where the user wants it, whatever a stranger's checkpoint says.
-        if node.get("root") == saved["paths"]["data"] or issubclass(get_class(node["_target_"]), MNIST):
-            node["root"] = cfg.paths.data
+        node = _saved_data(model.hparams["config"], cfg.paths.data)
     data: ImageData = build(node, ImageData)
     if tuple(data.image_shape) != tuple(model.image_shape):
         raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
     return data
+
+
+def _saved_data(config: Any, folder: str) -> dict[str, Any]:
+    """Return a checkpoint's config of its data, with a folder of the user's."""
+    node, paths = config["data"], config.get("paths")
+    check_targets(node, trusted_targets(folder / "data" for folder in config_folders()))
+    check_node("data", node, ImageData)
+    node = dict(node)
+    workers = node.get("num_workers", 0)
+    node["num_workers"] = min(workers, os.cpu_count() or 1)
+    root = node.get("root")
+    if root is None:
+        return node
+    if issubclass(get_class(node["_target_"]), MNIST) or (isinstance(paths, dict) and root == paths.get("data")):
+        return node | {"root": folder}
+    if not Path(str(root)).resolve().is_relative_to(Path(folder).resolve()):
+        choice = shlex.quote(f"data.root={root}")
+        raise UserError(
+            f"the checkpoint names the data in {root}, which lies outside paths.data={folder}. If you trust it, name "
+            f"the data yourself: data=image_folder {choice} data.image_size=… data.image_channels=…"
+        )
+    return node
 
 
 def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> None:
@@ -172,7 +192,11 @@ def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
     elif {name: stored.get(name) for name in key} != key:
         problem = f"{path} is of another checkpoint"
     else:
-        return torch.tensor(stored["x0_mse"], dtype=torch.float64)
+        x0_mse = stored["x0_mse"]
+        is_number = isinstance(x0_mse, list) and all(type(value) in (int, float) and value >= 0 for value in x0_mse)
+        if is_number and len(x0_mse) == diffusion.num_steps:
+            return torch.tensor(x0_mse, dtype=torch.float64)
+        problem = f"{path} is damaged"
     raise UserError(
         f"variance=optimal follows from the model's x_0 error, and {problem}. "
         f"Run `ddpm evaluate ckpt={shlex.quote(str(checkpoint))}` first, which measures it."

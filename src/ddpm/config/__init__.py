@@ -1,5 +1,6 @@
 """The config tree, objects built from it, and what a checkpoint may build. Imports no torch."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -63,40 +64,100 @@ def config_folders() -> list[Path]:
     return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
 
 
+NOT_OF_A_MODEL = ("hydra", "trainer", "logger", "callbacks", "data", "measures", "features", "paths")
+"""groups, and keys, whose targets no checkpoint may build as a part of a model"""
+MAX_VALUES, MAX_DEPTH, MAX_NAME, MAX_TEXT = 10_000, 50, 200, 10_000
+"""of the config of other people: values in all, nested dicts and lists, characters of a key and of a text"""
+
+
 def trusted_targets(folders: Iterable[Path]) -> set[str]:
-    """Every `_target_` that occurs in a YAML of these folders. A checkpoint may name no other."""
+    """Return every `_target_` in a YAML of these folders, but for those of `NOT_OF_A_MODEL`.
+
+    A checkpoint may name no other.
+    """
     found: set[str] = set()
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
+            if path.relative_to(folder).parts[0] in NOT_OF_A_MODEL:
+                continue
             try:
                 documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
             except (yaml.YAMLError, UnicodeDecodeError):  # Hydra reports it when the file is used
                 continue
-            found.update(value for value in _targets(documents) if isinstance(value, str))
+            for document in documents:
+                if isinstance(document, dict) and "_target_" not in document:  # keys are names of groups
+                    document = {key: node for key, node in document.items() if key not in NOT_OF_A_MODEL}
+                found.update(value for value in _targets(document) if isinstance(value, str))
     return found
+
+
+def check_plain(node: Any, place: str) -> None:
+    """Check that a config of other people is plain data: dicts with text as keys, lists, texts, numbers, null.
+
+    Args:
+        place: names the config in messages.
+
+    Raises:
+        UserError: it holds something else, a number that is not finite or exceeds 64 bits, or too many or too deeply
+            nested values. A list that contains itself is nested too deeply.
+    """
+    done, left = 0, [(node, "", 0)]
+    while left:
+        value, key, depth = left.pop()
+        children: list[tuple[str, Any]] = []
+        if isinstance(value, dict):
+            if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in value):
+                raise UserError(f"{place}: the keys of {key[:MAX_NAME] or 'the config'} must be names.")
+            children = [(f"{key}.{name}" if key else name, child) for name, child in value.items()]
+        elif isinstance(value, (list, tuple)):
+            children = [(key, child) for child in value[: MAX_VALUES + 1]]
+        elif not _is_plain_value(value):
+            raise UserError(
+                f"{place}: {key[:MAX_NAME]} must be a text of at most {MAX_TEXT} characters, a finite number or null."
+            )
+        left += [(child, name, depth + 1) for name, child in children]
+        done += 1
+        if done + len(left) > MAX_VALUES or depth > MAX_DEPTH:
+            raise UserError(f"{place} is too large or too deeply nested.")
+
+
+def _is_plain_value(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return value is None or (isinstance(value, float) and math.isfinite(value))
 
 
 def check_targets(node: Any, trusted: Collection[str]) -> None:
     """Check what a part of a checkpoint's config would build.
 
     Raises:
-        UserError: a target that is not among `trusted`, or an interpolation, which could become one later.
+        UserError: it is no plain data, has a target that is not among `trusted`, or an interpolation, which could
+            become one later.
     """
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=False)
+    check_plain(node, "the checkpoint's config")
     for target in _targets(node):
         if not isinstance(target, str) or target not in trusted:
             raise UserError(
-                f"the checkpoint asks for {target!r}, which no YAML of your configs names as a _target_. "
+                f"the checkpoint asks for {target!r}, which no YAML of your configs names as a _target_ of a model. "
                 "If you trust it, add it to a YAML of yours and pass its folder with --config-dir"
             )
     for key, value in leaves(node, into_lists=True):
-        if isinstance(value, str) and "${" in value:
+        if isinstance(value, str) and ("${" in value or value == "???"):
             raise UserError(f"the checkpoint's config holds an unresolved value, {key}={value!r}, and is not trusted")
 
 
 def _targets(node: Any) -> Iterator[Any]:
-    return (value for key, value in leaves(node, into_lists=True) if key.rpartition(".")[2] == "_target_")
+    """Return the values of all keys `_target_`, of whatever type."""
+    if isinstance(node, Mapping):
+        yield from ([node["_target_"]] if "_target_" in node else [])
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _targets(child)
 
 
 def leaves(node: Any, into_lists: bool = False, key: str = "") -> Iterator[tuple[str, Any]]:

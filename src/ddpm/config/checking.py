@@ -142,6 +142,19 @@ def _nodes(values: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(child, f"{key}.{i}")
 
 
+def check_node(key: str, node: Any, kind: type) -> None:
+    """Check that a node builds an object of class `kind`, and check all arguments. Imports the targets, builds nothing.
+
+    Raises:
+        UserError: it does not, or an argument has a wrong type.
+    """
+    if not (isinstance(node, dict) and "_target_" in node):
+        raise UserError(f"{key} must be a node with a `_target_`.")
+    _check_class(key, node, kind)
+    for name, part in _nodes(node, key):
+        _check_arguments(name, part, described=())
+
+
 def _check_arguments(key: str, node: dict[str, Any], described: Collection[str]) -> None:
     """Check a node's arguments, but for those that the command's settings describe."""
     types, takes_others = signature(_locate(key, node))

@@ -10,20 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any, NamedTuple, get_args
 
 from ddpm.errors import UserError
-from ddpm.runs.files import read_json
+from ddpm.runs.files import read_json, read_yaml
 from ddpm.runs.nearby import runs_nearby, suggest
 from ddpm.runs.run import BEST, LAST, is_locked
 from ddpm.runs.saved_config import comparable, is_below
+from ddpm.runs.status import State
 
 Value = int | float | str | None
 """value of a setting. Lists and other types are JSON text; None if a config lacks the setting"""
 
 SET_ASIDE = re.compile(r"\.before-\d{8}-\d{6}$")  # the name that restart=true gives to the old run
+MAX_ERROR = 4000
+"""characters that are read of an error"""
 FILES_OF_A_RUN = ("status.json", "config.yaml")
 
 
@@ -113,7 +114,7 @@ def read_run(directory: Path) -> RunRecord:
         _state(directory, status),
         None if step is None else int(step),
         _number(status.get("seconds")),
-        "\n".join([str(error)] * bool(error) + damaged) or None,
+        "\n".join([str(error)[:MAX_ERROR]] * bool(error) + damaged) or None,
         settings,
         {name: number for name, value in metrics.items() if (number := _number(value)) is not None},
         next((path for name in (BEST, LAST) if (path := directory / "checkpoints" / name).is_file()), None),
@@ -126,7 +127,8 @@ def _state(directory: Path, status: Mapping[str, Any]) -> str:
     here = status.get("host") == socket.gethostname()  # the lock may say nothing about processes of another machine
     if status.get("state") == "running" and here and not is_locked(directory):
         return "stopped"
-    return str(status.get("state", "unreadable"))
+    state = status.get("state")
+    return str(state) if state in get_args(State) else "unreadable"
 
 
 def _number(value: Any) -> float | None:
@@ -136,13 +138,11 @@ def _number(value: Any) -> float | None:
 
 
 def _read_settings(path: Path) -> dict[str, Value]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    config = read_yaml(path)
+    if not isinstance(config.get("paths"), dict):
         return {}
-    if not isinstance(config, dict) or not isinstance(config.get("paths"), dict):
-        return {}
-    ignored = ["paths", "not_identity", *(config.get("not_identity") or [])]
+    others = config.get("not_identity")
+    ignored = ["paths", "not_identity", *(others if isinstance(others, list) else [])]
     return {key: _as_value(value) for key, value in comparable(config).items() if not is_below(key, ignored)}
 
 

@@ -1,4 +1,7 @@
-"""Replace files in one step: readers, and a kill at any moment, find the old file or the new one, complete."""
+"""Read the small files of a run, which may be damaged, and replace files in one step.
+
+Readers, and a kill at any moment, find the old file or the new one, complete.
+"""
 
 import csv
 import errno
@@ -9,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ddpm.config import check_plain
 from ddpm.errors import UserError
+
+MAX_JSON, MAX_YAML = 16 * 2**20, 2**18
+"""bytes; a run's own files have a few thousand"""
 
 # What a machine refuses, whatever the program does. Other errors, such as ENOENT, may be a mistake in the code.
 REFUSALS = {
@@ -35,12 +44,63 @@ def os_errors_in_one_line() -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, empty if the file is absent, damaged or holds no object."""
+    """Return the object in a JSON file, empty if the file is absent, too large, damaged or holds no object.
+
+    Damaged is also a number that is not finite or has more than 64 bits: JSON has no NaN.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(_read_text(path, MAX_JSON), parse_int=_integer, parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the dict of plain data in a YAML file, empty if the file is absent, too large or damaged.
+
+    Aliases are refused: a few lines with them describe more than fits into memory.
+    """
+    try:
+        data = yaml.load(_read_text(path, MAX_YAML), _WithoutAliases)
+        check_plain(data, str(path))
+    except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError, UserError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("alias")
+        return super().compose_node(parent, index)
+
+
+def _read_text(path: Path, at_most: int) -> str:
+    """Return the text of a file. A pipe or a device is no file: reading it may never end."""
+    if not path.is_file() or path.stat().st_size > at_most:
+        raise ValueError(f"{path} is no file or too large")
+    return path.read_text(encoding="utf-8")
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) >= 2**63:
+        raise ValueError("a number has more than 64 bits")
+    return int(text)
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def check_links(directory: Path) -> None:
+    """Raise a UserError for a symbolic link below a directory that leads out of it: we would write elsewhere."""
+    inside = directory.resolve()
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder) / name for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link that leads out of the run's directory: replace it by what it links to."
+                )
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

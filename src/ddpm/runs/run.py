@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import check_archive
-from ddpm.runs.files import make_folder, read_json, replacing
+from ddpm.runs.files import check_links, make_folder, read_json, replacing
 from ddpm.runs.status import State, Status, write_json
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -41,8 +41,10 @@ class Run:
         """Make the directory if needed and hold its lock. The lock ends with the process, also after a crash.
 
         Raises:
-            UserError: another process holds the lock, the directory is not writable, or its file system has no locks.
+            UserError: another process holds the lock, the directory is not writable, its file system has no locks, or a
+                link in it leads out of it.
         """
+        check_links(directory)
         make_folder(directory)
         lock = FileLock(directory / ".lock", timeout=0)
         try:

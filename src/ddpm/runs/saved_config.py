@@ -8,14 +8,19 @@ import yaml
 
 from ddpm.config import leaves
 from ddpm.errors import UserError
-from ddpm.runs.files import replace_file
+from ddpm.runs.files import read_yaml, replace_file
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> str:
     """Write config.yaml and return its text."""
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(dict(config), Dumper=_WithoutAliases, sort_keys=False, allow_unicode=True)
     replace_file(directory / "config.yaml", text.encode())
     return text
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: Collection[str]) -> None:
@@ -25,13 +30,10 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
     values contain them.
     """
     path = directory / "config.yaml"
-    if not path.is_file():
+    if not path.exists():
         return
-    try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        saved = None
-    if not isinstance(saved, dict):
+    saved = read_yaml(path)
+    if not saved:
         raise UserError(f"{path} is damaged: remove it to continue the run from its checkpoints.")
     old, new = comparable(saved), comparable(config)
     lines = [
@@ -52,7 +54,9 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
     So a run that was moved still has the same config.
     """
-    folders = {str(folder): name for name, folder in (config.get("paths") or {}).items() if folder}
+    paths = config.get("paths")
+    items = paths.items() if isinstance(paths, Mapping) else ()
+    folders = {str(folder): name for name, folder in items if folder and isinstance(folder, (str, Path))}
     values = dict(leaves(config))
     for folder in sorted(folders, key=len, reverse=True):
         for key, value in values.items():

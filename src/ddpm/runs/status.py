@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ddpm.runs.files import read_json, replace_file
 
@@ -57,6 +59,8 @@ def _plain(value: Any) -> Any:
 class Status:
     """The contents of status.json."""
 
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
     state: State = "running"
     step: int = 0
     """optimizer steps done"""
@@ -73,9 +77,11 @@ class Status:
     @classmethod
     def read(cls, run: Path) -> Self | None:
         """Return the status of the run in this directory, None if status.json is absent or unreadable."""
-        known = {field.name for field in fields(cls)}
-        saved = {name: value for name, value in read_json(run / "status.json").items() if name in known}
-        return cls(**saved) if saved else None
+        saved = read_json(run / "status.json")
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(saved)) if saved else None
+        except ValidationError:
+            return None
 
     def write(self, run: Path) -> None:
         """Write status.json into the run's directory and set `updated` to the current time."""
@@ -87,7 +93,8 @@ def write_provenance(folder: Path, device: str, **more: Any) -> None:
     """Write provenance.json. The records of earlier processes stay in it under `earlier`, newest first."""
     path = folder / "provenance.json"
     before = read_json(path)
-    earlier = [before, *before.pop("earlier", [])] if before else []
+    older = before.pop("earlier", [])
+    earlier = [before, *(older if isinstance(older, list) else [])] if before else []
     write_json(path, provenance(device) | more | ({"earlier": earlier} if earlier else {}))
 
 

@@ -1,13 +1,19 @@
 """The model that a config describes, and the model of a checkpoint."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from ddpm.config import build, check_targets, conf_dir, trusted_targets
+from ddpm.config import build, check_plain, check_targets, conf_dir, leaves, trusted_targets
+from ddpm.config_check import check_node
 from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import config_of, load_checkpoint
@@ -23,6 +29,10 @@ def build_model(config: Mapping[str, Any]) -> DDPM:
     """
     torch.manual_seed(seed_at(Stream.INITIAL_WEIGHTS, config["seed"]))
     return _build(config, build)
+
+
+Build = Callable[..., Any]
+"""build(node, kind=object)"""
 
 
 def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Collection[str] | None = None) -> DDPM:
@@ -53,12 +63,68 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
             return _raises(str(error))
 
     try:
-        check_targets(config["module"], allowed)
+        check_plain({name: node for name, node in config.items() if name in PARTS}, "the checkpoint's config")
+        for name, kind in (("module", DDPM), ("model", nn.Module), ("diffusion", GaussianDiffusion)):
+            check_targets(config[name], allowed)
+            check_node(name, config[name], kind)
+        _check_size(config, checkpoint["state_dict"], build_trusted)
         model = _build(config, build_trusted, build_or_postpone)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} describes no model that can be built: {error!r}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {_shortened(error)}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} describes no model that can be built: {type(error).__name__}: {_shortened(error)}"
+        ) from error
     load_weights(model, path, checkpoint)
     return model.to(map_location).eval()
+
+
+PARTS = ("module", "model", "diffusion", "objective", "optimizer", "ema", "seed", "data")
+"""of a checkpoint's config, that are read to build its model"""
+MAX_STEPS = 10**6
+"""of a diffusion"""
+MAX_IMAGE = 2**26
+"""numbers in an image"""
+
+
+def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], build_part: Build) -> None:
+    """Check that the network has the shapes of the checkpoint's weights, before memory is taken for them.
+
+    The network is built on the meta device. Building ends as soon as it has more weights than the checkpoint.
+
+    Raises:
+        UserError: the checkpoint holds weights of another network.
+    """
+    left = Counter(parameters=len(weights), modules=100 + 10 * len(weights))
+
+    def count(kind: str) -> Callable[..., None]:
+        def hook(*registered: Any) -> None:
+            left[kind] -= 1
+            if left[kind] < 0:
+                raise UserError("its weights are of another network: the config describes a larger one.")
+
+        return hook
+
+    hooks = register_module_parameter_registration_hook(count("parameters"))
+    more_hooks = register_module_module_registration_hook(count("modules"))
+    try:
+        try:
+            with torch.device("meta"):
+                network = build_part(config["model"], nn.Module)
+        except UserError as error:
+            if "meta" not in str(error):
+                raise
+            network = build_part(config["model"], nn.Module)  # a network that reads numbers while it is built
+    finally:
+        hooks.remove()
+        more_hooks.remove()
+    for name, weight in network.state_dict().items():
+        saved = weights.get(f"network.{name}")
+        if saved is None or saved.shape != weight.shape:
+            shape = "not there" if saved is None else f"of shape {list(saved.shape)}"
+            raise UserError(
+                f"its weights are of another network: {name} must be of shape {list(weight.shape)}, and is {shape}."
+            )
 
 
 def load_weights(model: DDPM, path: Path, checkpoint: Mapping[str, Any] | None = None) -> None:
@@ -75,15 +141,11 @@ def load_weights(model: DDPM, path: Path, checkpoint: Mapping[str, Any] | None =
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"the weights in {path} are of another network: {error}") from error
+        raise UserError(f"the weights in {path} are of another network: {_shortened(error)}") from error
     try:
         model.check_finite(state)
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
-
-
-Build = Callable[..., Any]
-"""build(node, kind=object)"""
 
 
 def _build(config: Mapping[str, Any], build_part: Build, build_training: Build | None = None) -> DDPM:
@@ -93,6 +155,9 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     module = build(config["module"], _partial_=True)
     if not (isinstance(module.func, type) and issubclass(module.func, DDPM)):
         raise UserError(f"module._target_={config['module']['_target_']} must be DDPM or a subclass of it.")
+    for key, value in leaves(config["diffusion"], into_lists=True):
+        if isinstance(value, (int, float)) and abs(value) > MAX_STEPS:
+            raise UserError(f"diffusion.{key}={value} is too large: at most {MAX_STEPS:,}.")
     network, diffusion = build_part(config["model"], nn.Module), build_part(config["diffusion"], GaussianDiffusion)
     try:
         model: DDPM = module(
@@ -115,6 +180,11 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     return model
 
 
+def _shortened(error: Exception) -> str:
+    """Return an error's message in a line of at most 500 characters. It may repeat what a checkpoint holds."""
+    return " ".join(str(error).split())[:500]
+
+
 def _raises(reason: str) -> Callable[..., NoReturn]:
     """A function that raises a UserError."""
 
@@ -126,4 +196,6 @@ def _raises(reason: str) -> Callable[..., NoReturn]:
 
 def _image_shape(channels: int, size: int | list[int]) -> tuple[int, int, int]:
     height, width = (size, size) if isinstance(size, int) else size
+    if not (min(channels, height, width) > 0 and channels * height * width <= MAX_IMAGE):
+        raise UserError(f"images of {channels}×{height}×{width} must have between 1 and {MAX_IMAGE:,} numbers.")
     return channels, height, width

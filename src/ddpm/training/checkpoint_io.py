@@ -9,11 +9,11 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from ddpm.errors import UserError
-from ddpm.runs.run import Run
+from ddpm.runs.run import LAST, PREVIOUS, Run
 
 
 class RunCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints through `Run.write_checkpoint`: whole or not at all, with their digests.
+    """Writes checkpoints through `Run.write_checkpoint`: whole or not at all.
 
     Lightning's own goes through $TMPDIR and copies across file systems, where a kill leaves half a file.
     """
@@ -34,3 +34,13 @@ class RunCheckpointIO(TorchCheckpointIO):
                     "make room, and the same command goes on."
                 ) from error
             raise
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint, if it is a file below the run's directory and not one that the run continues from.
+
+        A callback reads from its checkpoint which file it should remove.
+        """
+        path = Path(path)
+        is_inside = path.absolute().is_relative_to(self.run.directory.absolute()) and ".." not in path.parts
+        if is_inside and path.suffix == ".ckpt" and path.is_file() and path.name not in (LAST, PREVIOUS):
+            path.unlink()

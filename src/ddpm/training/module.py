@@ -8,6 +8,7 @@ from typing import Any, Self
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -87,19 +88,30 @@ class DDPM(L.LightningModule):
         self._check_network()
 
     def _check_network(self) -> None:
-        """Call the network once, so that an image size that it cannot take shows before training."""
-        image = torch.zeros(1, *self.image_shape)
-        with torch.no_grad():
-            output = self.ema(image, torch.zeros(1, dtype=torch.int64))
+        """Call the network once, so that an image size that it cannot take shows before training.
+
+        On the meta device, which computes shapes alone: a checkpoint may ask for huge images.
+        """
+        try:
+            shape = self._output_shape("meta")
+        except (RuntimeError, NotImplementedError):  # the network makes tensors on the CPU, or reads their numbers
+            shape = self._output_shape("cpu")
+        if shape != (1, *self.image_shape):
+            raise ValueError(
+                f"the network turns images of shape {[1, *self.image_shape]} into {list(shape)}: both must be equal."
+            )
+
+    @torch.no_grad()
+    def _output_shape(self, device: str) -> tuple[int, ...]:
+        tensors = [*self.ema.named_parameters(), *self.ema.named_buffers()]
+        arguments = torch.zeros(1, *self.image_shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        output = functional_call(self.ema, {name: x.to(device) for name, x in tensors}, arguments)
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the network returns a {type(output).__name__}, and one tensor [B, C, H, W] is needed: wrap it in a "
                 "module whose forward returns that part (`.sample` of diffusers)."
             )
-        if output.shape != image.shape:
-            raise ValueError(
-                f"the network turns images of shape {list(image.shape)} into {list(output.shape)}: both must be equal."
-            )
+        return tuple(output.shape)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT
