@@ -28,6 +28,7 @@ FLOORS = {
     "ddpm.devices": 1,
     "ddpm.config": 1,
     "ddpm.errors": 1,
+    "ddpm.secrets": 1,
 }
 
 MODULES = {

@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 from ddpm.commands import COMMANDS
+from ddpm.secrets import guard_streams
 
 EXAMPLES = """\
 Examples
@@ -23,6 +24,7 @@ COMPLETION = ("-sc", "--shell-completion")  # the completion script of the shell
 
 def main() -> None:
     """Run the command line in `sys.argv`. The exit code is not 0 if anything failed."""
+    guard_streams()
     arguments = sys.argv[1:]
     try:
         if not arguments or arguments in (["-h"], ["--help"]):

@@ -33,6 +33,7 @@ from ddpm.runs import (
     write_config,
     write_provenance,
 )
+from ddpm.secrets import mask_values
 from ddpm.training.building import build_model, load_weights
 from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
@@ -119,6 +120,7 @@ def prepare(cfg: DictConfig) -> Job:
     check_loggers(config["logger"])
     check_places(config, directory)
     model = build_model(config)
+    config = mask_values(config)  # from here on it is a record
     is_new = cfg.restart or not Run.read(directory).list_checkpoints()
     if cfg.init_from is not None and is_new:
         load_weights(model, find_checkpoint(cfg.init_from))

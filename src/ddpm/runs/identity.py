@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from ddpm.secrets import MASK, is_secret, mask
+
 MAX_LENGTH = 119  # characters of a name, with its digest
 SWEPT_KEYS = "DDPM_SWEPT_KEYS"
 """environment variable of a sweep's jobs: the keys that the sweep varies, separated by commas"""
@@ -90,7 +92,7 @@ def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = (
         parts = re.split(r"[./]", override.key_or_group)
         above = {".".join(parts[: i + 1]) for i in range(len(parts))}
         if above.isdisjoint(ignored) and f"{override.key_or_group}=" not in ignored:
-            items[key] = _value(override)
+            items[key] = MASK if is_secret(key) else mask(_value(override))
     return dict(sorted(items.items()))
 
 
