@@ -3,10 +3,19 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.runs.identity import MAX_LENGTH, identity_overrides, results_name, run_directory, run_name
+from ddpm.config import conf_dir
+from ddpm.runs.identity import (
+    MAX_LENGTH,
+    identity_overrides,
+    overrides_with_effect,
+    results_name,
+    run_directory,
+    run_name,
+)
 
 NOT_IDENTITY = ["paths", "logger", "trainer=", "trainer.devices", "trainer.max_steps", "restart"]
 
@@ -150,3 +159,29 @@ def test_results_of_different_runs_do_not_share_a_directory(tmp_path):
     places = [[inside], [tmp_path / "a" / "base"], [tmp_path / "b" / "base"]]
     places += [[inside, other] for (other,) in places[1:]]
     assert len({results_name(place, outputs) for place in places}) == len(places)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["seed=0", "++ema.decay=0.999", "sampler.spacing='uniform'"], []),
+        (["seed=0", "seed=1"], ["seed=1"]),
+        (["seed=1", "seed=0"], []),
+        (["model=unet_small", "objective/timesteps=uniform"], []),
+        (["model=unet_tiny", "model.channels=16"], ["model=unet_tiny"]),
+        (["model=unet_tiny", "model.channels=32"], ["model=unet_tiny", "model.channels=32"]),
+        (["experiment=quickstart", "data=mnist_mini", "optimizer.lr=2e-3"], ["experiment=quickstart"]),
+        (["seed=1", "data.seed=0"], ["seed=1", "data.seed=0"]),
+        (
+            ["~callbacks.speed", "+extra=1", "callbacks.best=null"],
+            ["~callbacks.speed", "+extra=1", "callbacks.best=null"],
+        ),
+    ],
+)
+def test_an_override_equal_to_the_default_is_dropped(overrides, kept):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert overrides_with_effect("train", overrides) == kept
+
+
+def test_a_name_of_ones_own():
+    assert run_directory("train", "out", ["seed=1"], "mnist", name="mine") == Path("out/train/mnist/mine")

@@ -22,7 +22,7 @@ from ddpm.diffusion import Ancestral, GaussianDiffusion
 from ddpm.diffusion.process import Network, RandnLike
 from ddpm.errors import UserError
 from ddpm.metrics import plots
-from ddpm.runs import identity_overrides, provenance, run_directory, task_overrides, write_json
+from ddpm.runs import identity_overrides, overrides_with_effect, provenance, run_directory, task_overrides, write_json
 from ddpm.runs.files import make_folder
 from ddpm.seeding import ImageNoise, Stream
 
@@ -94,7 +94,7 @@ def plan(cfg: DictConfig) -> Plan:
 
 def directory_of(cfg: DictConfig) -> Path:
     """Returns the results directory for a run without a checkpoint."""
-    return run_directory("denoise", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
+    return run_directory("denoise", cfg.paths.outputs, overrides_with_effect("denoise"), not_identity=cfg.not_identity)
 
 
 def leave_to_checkpoint(cfg: DictConfig) -> None:

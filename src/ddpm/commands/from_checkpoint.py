@@ -23,7 +23,7 @@ from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
-from ddpm.runs import find_checkpoint, results_name, run_name, task_overrides
+from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
 from ddpm.runs.files import read_json
 from ddpm.training.building import load_model
 from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
@@ -190,7 +190,7 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     hydra = HydraConfig.get()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     of_run, mark = results_name([run], cfg.paths.outputs)
-    overrides = run_name(task_overrides(), [*cfg.not_identity, "ckpt"])
-    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     assert hydra.job.config_name is not None
+    overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
+    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

@@ -101,6 +101,7 @@ class Train(Settings):
     ema: EMA
     checkpoint: Checkpoint
     seed: Seed
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=119)] | None
     restart: bool
     dry_run: bool
     init_from: str | None

@@ -27,6 +27,7 @@ from ddpm.runs import (
     is_locked,
     load_checkpoint,
     log_to,
+    overrides_with_effect,
     run_directory,
     slurm,
     task_overrides,
@@ -111,7 +112,9 @@ def prepare(cfg: DictConfig) -> Job:
         UserError: the run would be refused.
     """
     experiment = HydraConfig.get().runtime.choices.get("experiment")
-    directory = run_directory("train", cfg.paths.outputs, task_overrides(), experiment, cfg.not_identity)
+    directory = run_directory(
+        "train", cfg.paths.outputs, overrides_with_effect("train"), experiment, cfg.not_identity, cfg.name
+    )
     cfg.paths.run = str(directory)
     cfg.restart = cfg.restart and not slurm.is_requeued()  # a preempted job would start from step 0 each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]

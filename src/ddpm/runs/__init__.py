@@ -4,6 +4,7 @@ from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
 from ddpm.runs.identity import (
     SWEPT_KEYS,
     identity_overrides,
+    overrides_with_effect,
     results_name,
     run_directory,
     run_name,
@@ -25,6 +26,7 @@ __all__ = [
     "is_locked",
     "load_checkpoint",
     "log_to",
+    "overrides_with_effect",
     "provenance",
     "results_name",
     "run_directory",

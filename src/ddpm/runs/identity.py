@@ -3,14 +3,19 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from ddpm.config import leaves
 from ddpm.secrets import MASK, is_secret, mask
 
 MAX_LENGTH = 119  # characters of a name, with its digest
@@ -30,20 +35,55 @@ def task_overrides() -> list[str]:
     return overrides
 
 
+def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) -> list[str]:
+    """Return the overrides that change the config of a command; of several with one key the last one counts.
+
+    Without `overrides`, those of the current job are taken.
+
+    The default of a value is what the chosen options of the groups set. The default of an option is the config without
+    its override.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(
+        task_overrides() if overrides is None else list(overrides)
+    )
+    last = {override.key_or_group: override for override in parsed}
+    options = {key: str(o.input_line) for key, o in last.items() if loader.get_group_options(key)}
+    places = str(loader.get_search_path())
+
+    def defaults(chosen: Mapping[str, str]) -> dict[str, Any]:
+        return _composed(command, tuple(chosen.values()), places)
+
+    def has_effect(key: str, override: Override) -> bool:
+        if key in options:
+            return defaults({name: line for name, line in options.items() if name != key}) != defaults(options)
+        return override.is_delete() or defaults(options).get(key, override) != override.value()
+
+    return [str(override.input_line) for key, override in last.items() if has_effect(key, override)]
+
+
+@lru_cache(maxsize=256)
+def _composed(command: str, overrides: tuple[str, ...], places: str) -> dict[str, Any]:
+    """Compose a config and return its values by dotted key. `places` is the search path, on which they depend."""
+    return dict(leaves(OmegaConf.to_container(compose(command, list(overrides)), resolve=False)))
+
+
 def run_directory(
     command: str,
     outputs: str | Path,
     overrides: Iterable[str],
     experiment: str | None = None,
     not_identity: Iterable[str] = (),
+    name: str | None = None,
 ) -> Path:
-    """Return `outputs/<command>/<experiment or "default">/<name of the overrides or "base">`.
+    """Return `outputs/<command>/<experiment or "default">/<name, or that of the overrides, or "base">`.
 
-    `overrides` are the task overrides of one job (`task_overrides()`). Their order, their spacing, and `+` or `++`
-    make no difference. Of several overrides with one key the last one counts.
+    `overrides` are those of one job (`overrides_with_effect`). Their order, their spacing, and `+` or `++` make no
+    difference.
     """
     folder = "default" if experiment is None else _readable(experiment, plain=experiment != "default")
-    return Path(outputs) / command / folder / run_name(overrides, not_identity)
+    own = run_name(overrides, not_identity) if name is None else name
+    return Path(outputs) / command / folder / own
 
 
 def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str]:

@@ -22,7 +22,15 @@ from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.metrics.quality import MIN_IMAGES
 from ddpm.metrics.samples_file import read_samples, seem_inverted
-from ddpm.runs import identity_overrides, load_checkpoint, provenance, run_directory, task_overrides, write_json
+from ddpm.runs import (
+    identity_overrides,
+    load_checkpoint,
+    overrides_with_effect,
+    provenance,
+    run_directory,
+    task_overrides,
+    write_json,
+)
 from ddpm.runs.files import make_folder
 
 READ_WITH_SAMPLES = ("samples", "data")
@@ -139,7 +147,9 @@ def with_images(data: ImageData) -> ImageData:
 
 
 def directory_of_samples(cfg: DictConfig) -> Path:
-    return run_directory("evaluate", cfg.paths.outputs, task_overrides(), not_identity=cfg.not_identity)
+    return run_directory(
+        "evaluate", cfg.paths.outputs, overrides_with_effect("evaluate"), not_identity=cfg.not_identity
+    )
 
 
 def write(

@@ -53,6 +53,8 @@ class Study:
         Raises:
             UserError: a setting is out of its range.
         """
+        if config.name is not None:
+            raise UserError("a search names its runs by their settings: leave name out.")
         settings, experiment = config.hydra.sweeper, config.hydra.runtime.choices.get("experiment")
         fixed = identity_overrides(space.fixed, set(config.not_identity) - LENGTH_OF_TRAINING)
         varied = {key: distribution_to_json(varied) for key, varied in sorted(space.varied.items())}

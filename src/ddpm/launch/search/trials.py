@@ -23,7 +23,7 @@ from ddpm.launch.search.space import Space
 from ddpm.launch.search.study import Study
 from ddpm.launch.search.summary import show_study
 from ddpm.launch.sweeps import check_jobs, plan_job, swept_keys_override
-from ddpm.runs import Run, run_directory
+from ddpm.runs import Run, overrides_with_effect, run_directory
 from ddpm.runs.files import make_folder
 from ddpm.runs.run import is_locked
 from ddpm.runs.status import INTERRUPTED
@@ -184,7 +184,7 @@ class Search:
     def directory(self, trial: FrozenTrial) -> Path:
         """The directory of the trial's run."""
         experiment = self.config.hydra.runtime.choices.get("experiment")
-        job = self.space.job(trial.params)
+        job = overrides_with_effect("train", self.space.job(trial.params))
         return run_directory("train", self.config.paths.outputs, job, experiment, self.config.not_identity)
 
     def show_plan(self) -> None:
