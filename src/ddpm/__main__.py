@@ -93,6 +93,7 @@ def complete(arguments: list[str]) -> None:
 
 def run(command: str | None, arguments: list[str]) -> None:
     """Run a command, and show a mistake of the user in one or two lines."""
+    from ddpm.commands.display import printable
     from ddpm.errors import UserError
     from ddpm.launch.composition import debugging, run_with_hydra
 
@@ -101,7 +102,7 @@ def run(command: str | None, arguments: list[str]) -> None:
     except UserError as error:
         if debugging():
             raise
-        sys.exit(f"ddpm {command}: {error}" if command else f"ddpm: {error}")
+        sys.exit(printable(f"ddpm {command}: {error}" if command else f"ddpm: {error}"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.command import Plan
-from ddpm.config import build
+from ddpm.config import build, override
 from ddpm.data import ImageData, to_model_range
 from ddpm.data.pictures import save_animation
 from ddpm.devices import device_name
@@ -71,7 +70,7 @@ def run(cfg: DictConfig) -> None:
     write_json(directory / "metrics.json", final_errors(walks) | facts)
     write_json(directory / "provenance.json", provenance(device_name(fabric.device)) | {"checkpoint": checkpoint})
     display.console.print(table(walks, diffusion))
-    ckpt = shlex.quote(str(checkpoint))
+    ckpt = override("ckpt", checkpoint)
     display.results(
         directory,
         [
@@ -81,7 +80,7 @@ def run(cfg: DictConfig) -> None:
         ],
         ["ddpm train experiment=quickstart", "ddpm denoise ckpt=outputs/train/quickstart/base"]
         if checkpoint is None
-        else [f"ddpm denoise ckpt={ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate ckpt={ckpt}"],
+        else [f"ddpm denoise {ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate {ckpt}"],
     )
 
 

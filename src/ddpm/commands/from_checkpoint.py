@@ -1,7 +1,6 @@
 """What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
 
 import hashlib
-import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.commands.command import Plan
-from ddpm.config import build, check_targets, config_folders, trusted_targets
+from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
 from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
@@ -176,7 +175,7 @@ def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
         return torch.tensor(stored["x0_mse"], dtype=torch.float64)
     raise UserError(
         f"variance=optimal follows from the model's x_0 error, and {problem}. "
-        f"Run `ddpm evaluate ckpt={shlex.quote(str(checkpoint))}` first, which measures it."
+        f"Run `ddpm evaluate {override('ckpt', checkpoint)}` first, which measures it."
     )
 
 
@@ -193,4 +192,4 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     assert hydra.job.config_name is not None
     overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
     last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
-    return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)
+    return user_path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

@@ -10,10 +10,10 @@ from omegaconf import DictConfig, ListConfig
 from rich.measure import Measurement
 from rich.progress import track
 from rich.table import Table
-from rich.text import Text
 
 from ddpm.commands import display
 from ddpm.commands.command import Plan
+from ddpm.config import override, user_path
 from ddpm.errors import UserError
 from ddpm.runs import results_name
 from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
@@ -72,13 +72,13 @@ def places_of(cfg: DictConfig) -> list[Path]:
     named: list[Any] = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     if not named or not all(named):
         raise UserError("runs is empty: give a directory, for example runs=outputs/train")
-    return [Path(str(place)).expanduser() for place in named]
+    return [user_path(str(place)) for place in named]
 
 
 def report_directory(cfg: DictConfig) -> Path:
     """Return `outputs/report/<name of the runs' folder>`."""
     name, mark = results_name(places_of(cfg), cfg.paths.outputs)
-    return Path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
+    return user_path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
 
 
 def write(directory: Path, compared: Comparison, title: str) -> list[str]:
@@ -118,19 +118,19 @@ def show_comparison(compared: Comparison) -> None:
     table = TextTable(["#", *(header[i] for i in kept)], numbered)
     print_table(table, f"{states(compared)} in {compared.root}")
     for n, run in enumerate(compared.runs, start=1):
-        display.console.print(Text(f"{n:3}  {run.checkpoint or run.directory}"))
+        display.console.print(f"{n:3}  {run.checkpoint or run.directory}")
         if run.error:
-            display.console.print(Text(textwrap.indent(run.error, " " * 5), "red"))
+            display.console.print(textwrap.indent(run.error, " " * 5), style="red")
 
 
 def print_table(table: TextTable, title: str) -> None:
-    """Print a table. Cells are plain text, not rich markup."""
+    """Print a table."""
     console = display.console
-    shown = Table(title=Text(title), title_justify="left")
+    shown = Table(title=title, title_justify="left")
     for name in table.header:
-        shown.add_column(Text(name), justify="right" if name in NUMBERS else "left", overflow="fold")
+        shown.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*row)
     if not console.is_terminal:  # a log has no width: one row is one line
         shown.width = Measurement.get(console, console.options.update_width(1000), shown).maximum
     console.print(shown)
@@ -139,8 +139,8 @@ def print_table(table: TextTable, title: str) -> None:
 def next_commands(compared: Comparison) -> list[str]:
     """Return useful next commands."""
     best = compared.best_run
-    ckpt = shlex.quote(str(best.checkpoint)) if best else ""
+    ckpt = override("ckpt", best.checkpoint) if best else ""
     return [
-        *([f"ddpm evaluate ckpt={ckpt}", f"ddpm sample ckpt={ckpt}"] if best else []),
+        *([f"ddpm evaluate {ckpt}", f"ddpm sample {ckpt}"] if best else []),
         f"tensorboard --logdir {shlex.quote(str(compared.root))}",
     ]

@@ -1,6 +1,5 @@
 """`ddpm sample`: draws images from a checkpoint, or edits images of the test set."""
 
-import shlex
 import time
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from ddpm.commands.command import Plan
 from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.config import build
+from ddpm.config import build, override
 from ddpm.data import pictures, to_model_range, to_uint8
 from ddpm.devices import device_name
 from ddpm.diffusion import Ancestral, Sampler
@@ -76,7 +75,7 @@ def run(cfg: DictConfig) -> None:
             "samples.png: all of them",
             "samples.npz: " + ", ".join(f"{name}, uint8 {list(array.shape)}" for name, array in pixels.items()),
         ],
-        [f"ddpm evaluate ckpt={shlex.quote(str(checkpoint))}"],
+        [f"ddpm evaluate {override('ckpt', checkpoint)}"],
     )
 
 

@@ -9,11 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import conf_dir
 from ddpm.errors import UserError, install_hint
 from ddpm.launch.jobs import run_job
+from ddpm.launch.mistakes import check_flags, explain, with_user_paths
 
 # By default Ray drops lines that several jobs print, and kills jobs that could be asked to save and to stop.
 RAY = {
@@ -53,16 +53,16 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
+    check_flags(arguments)
     typed = list(sys.argv)
-    sys.argv[1:] = arguments  # Hydra reads them there
+    sys.argv[1:] = with_user_paths(arguments)  # Hydra reads them there
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing them
     try:
         job()
     except CompactHydraException as error:
         if job_failed or debugging():  # raised inside a job: the author of that code needs the traceback
             raise
-        causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
-        sys.exit("\n".join(str(part).strip() for part in (error, *causes) if str(part).strip()))
+        raise UserError(explain(error, command, arguments)) from error
     except RuntimeError as error:  # Hydra did not find the class of a launcher
         if job_failed or "hydra_ray_launcher" not in str(error):
             raise

@@ -130,7 +130,8 @@ def run_in_own_process(command: str) -> None:
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, see above"
     message = f"its process {'was interrupted' if was_interrupted else end}"
     swept = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
-    print(f"ddpm {command} {job_name(task_overrides(), swept)}: {message}", file=sys.stderr, flush=True)
+    line = display.printable(f"ddpm {command} {job_name(task_overrides(), swept)}: {message}")
+    print(line, file=sys.stderr, flush=True)
     raise UserError(message)
 
 

@@ -1,6 +1,5 @@
 """`ddpm evaluate`: the variational bound of a checkpoint, and the quality of its samples or of anybody's."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ddpm.commands.command import Plan
 from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import SampleQuality
-from ddpm.config import build, conf_dir
+from ddpm.config import build, conf_dir, override, user_path
 from ddpm.data import ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
@@ -111,14 +110,14 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         "checkpoint": checkpoint,
         **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),
     }
-    ckpt = shlex.quote(str(checkpoint))
+    ckpt = override("ckpt", checkpoint)
     write(directory, bound, judged, facts, device_name(fabric.device))
-    show(directory, bound, judged, facts, [f"ddpm denoise ckpt={ckpt}", f"ddpm sample ckpt={ckpt} variance=optimal"])
+    show(directory, bound, judged, facts, [f"ddpm denoise {ckpt}", f"ddpm sample {ckpt} variance=optimal"])
 
 
 def measure_samples(cfg: DictConfig) -> None:
     try:
-        samples = read_samples(Path(cfg.samples).expanduser())
+        samples = read_samples(user_path(cfg.samples))
     except ValueError as error:
         raise UserError(f"samples: {error}") from error
     if seem_inverted(samples):
@@ -126,7 +125,7 @@ def measure_samples(cfg: DictConfig) -> None:
     data = with_images(build(cfg.data if cfg.data is not None else mnist(cfg), ImageData))
     if not sample_quality.knows(data):
         raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")
-    origin = {"samples": Path(cfg.samples), "num_samples": len(samples)}
+    origin = {"samples": user_path(cfg.samples), "num_samples": len(samples)}
     judged = sample_quality.judge(cfg, sample_quality.Drawn(samples, origin), data)
     facts = {"data": from_checkpoint.describe(data)}
     directory = directory_of_samples(cfg)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.config import build
+from ddpm.config import build, user_path
 from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
@@ -113,7 +113,7 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData) -> SampleQuality:
         UserError: samples of another kind, or too few.
     """
     train, test = (data.split(name).images for name in ("train", "test"))
-    cache = Path(cfg.paths.outputs) / "evaluate" / ".real_digits"
+    cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_digits"
     with display.console.status("sample quality") as status:
         try:
             quality = sample_quality(
