@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,27 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ImportError) or first.startswith("Error locating target"):
         return f"{re.split(', se[et] ', first)[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
     return f"{first}\n{type(error).__name__}: {error} (DDPM_DEBUG=1 shows where)"
+
+
+def option_name(target: str) -> str:
+    """Return the name that a user types for a target: `ddim` for `ddpm.diffusion.samplers.DDIM`.
+
+    It is the name of the only YAML of a group that has this `_target_` at its top, else the target's last part.
+    """
+    folders = config_folders() if HydraConfig.initialized() else [conf_dir()]
+    names = _option_names(tuple(folders)).get(target, set())
+    return next(iter(names)) if len(names) == 1 else target.rpartition(".")[2]
+
+
+@lru_cache
+def _option_names(folders: tuple[Path, ...]) -> dict[str, set[str]]:
+    names: dict[str, set[str]] = {}
+    for folder in folders:
+        for path in folder.rglob("*.yaml"):
+            found = re.search(r"^_target_: *([\w.]+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            if found and path.parent != folder:
+                names.setdefault(found[1], set()).add(path.stem)
+    return names
 
 
 def user_path(text: str | Path) -> Path:

@@ -19,13 +19,13 @@ from ddpm.runs import results_name
 from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
 from ddpm.runs.compare import (
     METRICS,
-    NUMBERS,
     Comparison,
     TextTable,
     compare,
     draw_comparison,
     html_page,
     markdown_page,
+    right_columns,
     runs_table,
     settings_table,
     states,
@@ -33,7 +33,6 @@ from ddpm.runs.compare import (
     write_settings_csv,
 )
 from ddpm.runs.compare.figure import CURVES
-from ddpm.runs.compare.page import COUNTED
 from ddpm.runs.files import make_folder, replace_file
 
 
@@ -47,7 +46,7 @@ def run(cfg: DictConfig) -> None:
     compared = compare([read_run(directory) for directory in find_runs(places)])
     directory = report_directory(cfg)
     make_folder(directory)
-    files = write(directory, compared, " and ".join(map(str, places)))
+    files = write(directory, compared, title(places))
     show_comparison(compared)
     display.results(directory, files, next_commands(compared))
 
@@ -75,6 +74,13 @@ def places_of(cfg: DictConfig) -> list[Path]:
     return [user_path(str(place)) for place in named]
 
 
+def title(places: Sequence[Path]) -> str:
+    """Return the title of the report: the names of the folders, without the folders above them."""
+    names = list(dict.fromkeys(place.resolve().name or "/" for place in places))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"Runs of {', '.join(names[:3])}{more}"
+
+
 def report_directory(cfg: DictConfig) -> Path:
     """Return `outputs/report/<name of the runs' folder>`."""
     name, mark = results_name(places_of(cfg), cfg.paths.outputs)
@@ -91,8 +97,8 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
     picture = draw_comparison(compared, curves, samples)
 
     page = html_page(title, compared, {"light": light, "dark": dark} if light and dark else {}, samples)
-    replace_file(directory / "report.html", page.encode())
-    replace_file(directory / "report.md", markdown_page(title, compared).encode())
+    replace_file(directory / "report.html", page.encode(errors="replace"))
+    replace_file(directory / "report.md", markdown_page(title, compared).encode(errors="replace"))
     write_runs_csv(directory / "runs.csv", compared)
     write_settings_csv(directory / "settings.csv", compared)
     if picture is None:
@@ -110,7 +116,7 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
 def show_comparison(compared: Comparison) -> None:
     """Print the table of the settings, the table of the runs, and the path and error of each run."""
     if any(group.finished for group in compared.groups):
-        print_table(settings_table(compared), COUNTED.capitalize())
+        print_table(settings_table(compared), compared.counted.capitalize())
     header, rows = runs_table(compared)
     only_in_files = {*METRICS, "best checkpoint", "run"} - {compared.quality}
     kept = [i for i, name in enumerate(header) if name not in only_in_files]
@@ -127,8 +133,9 @@ def print_table(table: TextTable, title: str) -> None:
     """Print a table."""
     console = display.console
     shown = Table(title=title, title_justify="left")
-    for name in table.header:
-        shown.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
+    right = right_columns(table)
+    for i, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if i in right else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     if not console.is_terminal:  # a log has no width: one row is one line

@@ -1,8 +1,9 @@
 """Replace files in one step: readers, and a kill at any moment, find the old file or the new one, complete."""
 
+import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV. None becomes an empty cell. Texts that a spreadsheet would run as a formula get a `'`."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerows([_csv_cell(value) for value in row] for row in (header, *rows))
+
+
+def _csv_cell(value: Any) -> Any:
+    is_formula = isinstance(value, (str, Path)) and str(value).startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def make_folder(path: Path) -> None:

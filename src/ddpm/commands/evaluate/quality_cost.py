@@ -1,6 +1,5 @@
 """After a sweep of `ddpm evaluate`: compares the sample quality of the samplers with their cost."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from ddpm.commands import display
 from ddpm.metrics import plots
-from ddpm.runs.files import read_json
+from ddpm.runs.files import read_json, write_csv
 
 COLUMNS = {
     "sampler": "sampler",
@@ -51,13 +50,13 @@ def compare(directories: Sequence[Path]) -> None:
     rows.sort(key=lambda row: (row["sampler"], row["spacing"], row["variance"], row["network_evaluations"]))
     table = Table(*COLUMNS.values(), title="Quality against cost", title_justify="left")
     for row in rows:
-        table.add_row(*(_shown(row[key]) for key in COLUMNS))
+        table.add_row(*(_shown(row.get(key)) for key in COLUMNS))
     display.console.print(table)
+    if len({row["sampler"] for row in asked}) > 1 and len({row["spacing"] for row in asked}) > 1:
+        display.console.print("The samplers take different timesteps: sampler.spacing=trailing gives all the same.")
 
-    with (folder / "quality_cost.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, "checkpoint"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    columns = [*COLUMNS, "checkpoint"]
+    write_csv(folder / "quality_cost.csv", columns, [[row.get(key) for key in columns] for row in rows])
     plots.quality_cost(rows).savefig(folder / "quality_cost.png")
     display.results(
         folder,

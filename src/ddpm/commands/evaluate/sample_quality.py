@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.config import build, user_path
+from ddpm.config import build, option_name, user_path
 from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
@@ -97,7 +97,7 @@ def draw(cfg: DictConfig, loaded: Loaded) -> Drawn:
         images = from_checkpoint.sample(cfg, loaded, sampler, advance)
     seconds = time.perf_counter() - started
     origin = {
-        "sampler": type(sampler).__name__,
+        "sampler": option_name(cfg.sampler._target_),
         "network_evaluations": steps,
         "spacing": sampler.spacing,
         "num_samples": cfg.num_samples,

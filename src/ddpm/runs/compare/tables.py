@@ -1,18 +1,16 @@
 """The two tables of a comparison, one row per group and one row per run: as text, and as CSV with all digits."""
 
-import csv
 import math
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from ddpm.runs.collect import RunRecord, Value
-from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate
-from ddpm.runs.compare.settings import format_value
-
-NUMBERS = {"#", "seeds", "seed", "step", "time", *METRICS}
-"""columns that are aligned to the right"""
+from ddpm.runs.compare.comparison import Comparison, Estimate
+from ddpm.runs.compare.varying import format_value
+from ddpm.runs.files import write_csv
 
 
 class TextTable(NamedTuple):
@@ -20,6 +18,16 @@ class TextTable(NamedTuple):
 
     header: list[str]
     rows: list[list[str]]
+
+
+def right_columns(table: TextTable) -> set[int]:
+    """Return the indices of the columns of numbers, which are aligned to the right."""
+    columns = zip(*table.rows, strict=True)
+    return {
+        i
+        for i, cells in enumerate(columns)
+        if all(re.match(r"-?\d[\d:.–]*(e-?\d+)?( |$)|[–?]$", cell) for cell in cells)
+    }
 
 
 def settings_table(compared: Comparison) -> TextTable:
@@ -63,7 +71,7 @@ def write_settings_csv(path: Path, compared: Comparison) -> None:
         for metric in compared.metrics:
             row += group.estimate(metric) or (None, None, 0)
         rows.append(row)
-    _write_csv(path, [*compared.varying, "finished", "seeds", *columns], rows)
+    write_csv(path, [*compared.varying, "finished", "seeds", *columns], rows)
 
 
 def write_runs_csv(path: Path, compared: Comparison) -> None:
@@ -82,7 +90,7 @@ def write_runs_csv(path: Path, compared: Comparison) -> None:
         ]
         for run in compared.runs
     ]
-    _write_csv(path, header, rows)
+    write_csv(path, header, rows)
 
 
 def _settings(compared: Comparison, run: RunRecord) -> list[Value]:
@@ -90,13 +98,6 @@ def _settings(compared: Comparison, run: RunRecord) -> list[Value]:
     group = compared.group_of(run)
     values = group.settings.values() if group else [None] * len(compared.varying)
     return [*values, run.settings.get("seed")]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _share(part: int, whole: int) -> str:
