@@ -15,6 +15,6 @@ def plain_ticks(axis: "Axis") -> None:
         subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
         axis.set_major_locator(LogLocator(subs=subs, numticks=7))
     elif axis.get_scale() in ("log", "linear"):
-        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))

@@ -23,8 +23,8 @@ def varying_settings(configs: Sequence[Mapping[str, Value]]) -> Columns:
       (`diffusion.betas.num_steps` is a copy of `schedule.num_steps`).
     - If one leaf of a node determines other leaves of the node, they share a column with the node's name
       (`model`: `channels=16 blocks=1`).
-    - A `_target_` is shown by the name that a user types, at the start of its column (`schedule`: `cosine`). A leaf that
-      exists only for some targets, and always with the same value, follows from the target and is left out.
+    - A `_target_` is shown by the name that a user types, at the start of its column (`schedule`: `cosine`). A leaf
+      that exists only for some targets, and always with the same value, follows from the target and is left out.
     """
     keys = dict.fromkeys(chain.from_iterable(configs))
     columns = {key: [config.get(key) for config in configs] for key in keys}
