@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Kill real training runs at random moments, resume each with the same command until it ends, and compare every bit
-with the run that was left alone: weights, moving average, optimizer, schedule, and the curves in TensorBoard.
+"""Kill real training runs at random moments, continue each with the same command until it ends, and compare every bit
+with an undisturbed run: weights, EMA, optimizer, learning rate, and everything in TensorBoard.
 
     python scripts/kill_and_resume.py --kills 100
     python scripts/kill_and_resume.py --kills 6 --devices 2 --how SIGTERM SIGINT SIGUSR1
@@ -21,32 +21,31 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tb_logging
 
-console = Console()
-tb_logging.get_logger().setLevel("ERROR")  # it warns of what is meant: steps that were made again
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from killed_runs import TINY, differences, final_state, run_directory
 
-# Everything that a resume could get wrong, small: dropout, accumulation, several epochs, frequent saves and pictures.
-SETTINGS = (
-    "data=mnist_mini data.batch_size=64 data.validation_size=8800 "
-    "model=unet_tiny model.channels=8 model.multipliers=[1,2] model.attention=[] model.dropout=0.1 "
-    "trainer=cpu trainer.max_steps=60 trainer.accumulate_grad_batches=2 trainer.val_check_interval=14 "
-    "trainer.limit_val_batches=1 trainer.log_every_n_steps=1 checkpoint.every_steps=4 optimizer.warmup_steps=10 "
-    "callbacks.pictures.num_samples=4 sampler.steps=5 callbacks.progress.refresh_rate=0"
-)
+console = Console()
+tb_logging.get_logger().setLevel("ERROR")  # it warns of steps that were made twice, as they are here
+
+# With accumulation and several epochs too.
+SETTINGS = [
+    *TINY, "data.batch_size=64", "data.validation_size=8800", "trainer.max_steps=40",
+    "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=14", "checkpoint.every_steps=4",
+    "optimizer.warmup_steps=10", "callbacks.progress.refresh_rate=0",
+]  # fmt: skip
 INTERRUPTED = 75
 
 
 class Trial:
-    """One run under test: its directory, and the processes that come and go in it."""
+    """One run under test, and the processes that train in it one after the other."""
 
     def __init__(self, folder: Path, overrides: list[str]):
         self.folder = folder
-        self.command = [sys.executable, "-m", "ddpm", "train", *SETTINGS.split(), *overrides]
+        self.command = [sys.executable, "-m", "ddpm", "train", *SETTINGS, *overrides]
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -57,12 +56,8 @@ class Trial:
         path = self.folder / "log.txt"
         return path.read_text() if path.is_file() else ""
 
-    @property
-    def run(self) -> Path:
-        return next(self.folder.glob("outputs/train/default/*"))
-
     def status(self) -> dict[str, Any]:
-        """status.json, which must be valid at every instant; empty before there is one."""
+        """Content of status.json, which must be valid at every moment; empty before there is one."""
         path = next(self.folder.glob("outputs/train/default/*/status.json"), None)
         return json.loads(path.read_text()) if path else {}
 
@@ -71,13 +66,13 @@ class Trial:
 
 
 def strike(trial: Trial, how: str, moment: str, patience: float, chance: random.Random) -> str:
-    """Start the run, strike once, and say what became of it: killed, interrupted or finished."""
+    """Start the run and send one signal. Returns how the process ended: killed, interrupted or finished."""
     log_before = len(trial.log())
     process = trial.start()
     while process.poll() is None and (not trial.status() or trial.status()["pid"] != process.pid):
-        time.sleep(0.02)  # its imports are no place to be killed in: nothing has begun
+        time.sleep(0.02)  # during the imports there is nothing to lose
     if how != "SIGKILL":
-        time.sleep(1)  # until all ranks have begun, a signal ends them as it ends any process
+        time.sleep(1)  # a rank that has not begun to train ends at a signal like any process
     deadline = time.monotonic() + chance.uniform(0, patience)
     while process.poll() is None and (time.monotonic() < deadline if moment == "any" else not trial.saves()):
         time.sleep(0.001)
@@ -95,7 +90,7 @@ def strike(trial: Trial, how: str, moment: str, patience: float, chance: random.
     if code == INTERRUPTED:
         assert trial.status()["state"] == "interrupted", trial.status()
         return "interrupted"
-    # A signal after the last step ends the process as it ends any other.
+    # After the last step our handlers are gone.
     edge = {-signal.Signals[how], 128 + signal.Signals[how], -signal.SIGKILL, 1}
     if code == -signal.SIGKILL and how == "SIGKILL":
         return "killed"
@@ -108,44 +103,6 @@ def children(pid: int) -> list[int]:
     """Child processes that run ddpm."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in found if b"ddpm" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def differences(expected: Any, found: Any, path: str = "") -> list[str]:
-    """Where two nested structures of tensors and plain values differ in any bit."""
-    if isinstance(expected, torch.Tensor):
-        return [] if torch.equal(expected, found) else [path]
-    if isinstance(expected, dict):
-        if expected.keys() != found.keys():
-            return [f"{path}: keys"]
-        return [d for key in expected for d in differences(expected[key], found[key], f"{path}/{key}")]
-    if isinstance(expected, (list, tuple)):
-        if len(expected) != len(found):
-            return [f"{path}: length"]
-        return [
-            d for i, pair in enumerate(zip(expected, found, strict=True)) for d in differences(*pair, f"{path}/{i}")
-        ]
-    return [] if expected == found else [f"{path}: {expected} became {found}"]
-
-
-def final_state(run: Path) -> dict[str, Any]:
-    """What the run must end with, whatever befell it."""
-    state: dict[str, Any] = {}
-    for name in ("last", "best"):
-        checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        state[name] = {
-            key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
-        }
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0})
-    events.Reload()
-    for tag in events.Tags()["scalars"]:
-        timed = tag == "images/s"  # its steps must be the same, its values cannot
-        state[tag] = [(event.step, None if timed else event.value) for event in events.Scalars(tag)]
-    for tag in events.Tags()["images"]:
-        state[tag] = [event.step for event in events.Images(tag)]
-    metrics = json.loads((run / "metrics.json").read_text())
-    state["metrics"] = {key: value for key, value in metrics.items() if key != "images/s"}
-    state["leftovers"] = [str(path) for path in run.rglob(".*.tmp")]
-    return state
 
 
 def main() -> None:
@@ -168,7 +125,7 @@ def main() -> None:
         code = reference.start().wait()
         if code != 0:
             raise SystemExit(f"the undisturbed run failed:\n{reference.log()[-3000:]}")
-        expected = final_state(reference.run)
+        expected = final_state(run_directory(reference.folder))
         patience = 1.2 * reference.status()["seconds"]
         console.print(f"undisturbed: {reference.status()['seconds']:.1f} s of training")
 
@@ -180,7 +137,7 @@ def main() -> None:
             while result != "finished":
                 if struck < arguments.kills:
                     how = arguments.how[struck % len(arguments.how)]
-                    moment = "save" if struck % 5 == 4 else "any"
+                    moment = "save" if struck % 3 == 1 else "any"
                     result = strike(trial, how, moment, patience, chance)
                     struck += result != "finished"
                     outcomes[how, moment, result] += 1
@@ -191,7 +148,7 @@ def main() -> None:
                     result = "finished" if trial.start().wait() == 0 else "failed"
                     if result == "failed":
                         raise SystemExit(trial.log()[-3000:])
-            wrong += [f"trial {trials}: {d}" for d in differences(expected, final_state(trial.run))]
+            wrong += [f"trial {trials}: {d}" for d in differences(expected, final_state(run_directory(trial.folder)))]
 
     table = Table(
         "signal", "moment", "outcome", "times", title=f"{struck} strikes on {trials} runs", title_justify="left"

@@ -12,7 +12,7 @@ IMAGES_PER_DIGIT = {"train": 1000, "t10k": 200}
 
 
 def first_of_each_digit(labels: Tensor, count: int) -> Tensor:
-    """The indices of the first `count` images of each digit, ascending."""
+    """Returns the indices of the first `count` images of each digit, ascending."""
     of_digit = [(labels == digit).nonzero()[:count, 0] for digit in range(10)]
     return torch.cat(of_digit).sort().values
 
@@ -20,7 +20,7 @@ def first_of_each_digit(labels: Tensor, count: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="the folder that holds MNIST/raw")
-    parser.add_argument("output", type=Path, help="where the four *.gz go")
+    parser.add_argument("output", type=Path, help="folder for the four *.gz files")
     arguments = parser.parse_args()
 
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Train the digit classifier whose features measure sample quality, and write its weights and their card.
+"""Trains the digit classifier whose features measure sample quality, and writes its weights and their card.
 
     python scripts/train_digit_classifier.py --data DIR
 
-DIR holds MNIST/raw (downloaded if absent). About ten minutes on one CPU core. It learns from all 60,000 training
-images, and the weights are those of the last step: the test images are looked at once, for the accuracy on the card.
+DIR holds MNIST/raw (downloaded if absent). Takes about ten minutes on one CPU core. Trains on all 60,000 training
+images and keeps the weights of the last step. The test images are used only once, for the accuracy on the card.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
     "max_lr": 4e-3,
     "schedule": "one cycle",
     "weight_decay": 0.05,
-    "rotation_degrees": 12.0,  # each of these four is the largest of a uniform draw
+    "rotation_degrees": 12.0,  # this and the next three: maximum of a uniform distribution
     "shift_pixels": 2.5,
     "scale": 0.12,
     "shear": 0.12,
@@ -41,7 +41,7 @@ RECIPE: dict[str, Any] = {
 
 
 def distorted(images: Tensor, random: torch.Generator) -> Tensor:
-    """Digits [B, 1, H, W] in [-1, 1], each turned, moved, scaled and slanted by a little."""
+    """Returns digits [B, 1, H, W] in [-1, 1] with a small random rotation, shift, scale and shear each."""
 
     def uniform(largest: float, *shape: int) -> Tensor:
         return largest * (2 * torch.rand(len(images), *shape, generator=random) - 1)
@@ -52,7 +52,7 @@ def distorted(images: Tensor, random: torch.Generator) -> Tensor:
     cos, sin = scale * angle.cos(), scale * angle.sin()
     rows = [torch.stack([cos, shear - sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
     grid = affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return grid_sample(images + 1, grid, align_corners=False) - 1  # beyond the edge is black, -1
+    return grid_sample(images + 1, grid, align_corners=False) - 1  # outside the image is black, -1
 
 
 def train(images: Tensor, labels: Tensor, seed: int) -> DigitClassifier:
@@ -79,7 +79,9 @@ def train(images: Tensor, labels: Tensor, seed: int) -> DigitClassifier:
                 schedule.step()
                 correct += int((logits.argmax(1) == labels[batch]).sum())
                 progress.advance(task)
-            progress.console.print(f"epoch {epoch + 1}: {correct / (steps * RECIPE['batch_size']):.4f} of its batches")
+            progress.console.print(
+                f"epoch {epoch + 1}: training accuracy {correct / (steps * RECIPE['batch_size']):.4f}"
+            )
     return network.to(memory_format=torch.contiguous_format).eval()
 
 

@@ -1,9 +1,8 @@
-"""Shared by all tests: array shapes checked at run time, one thread a process, the real command line, real data."""
+"""For all tests: shapes checked at run time, one thread per process, the command line, the real MNIST."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Before torch is imported, and for child processes too: the last bit of a sum depends on the number of threads.
@@ -15,6 +14,10 @@ from jaxtyping import install_import_hook
 # Before ddpm is imported: the hook changes modules while they are loaded.
 install_import_hook(["ddpm.diffusion", "ddpm.models"], "beartype.beartype")
 
+from command_line import Answer, run_here, run_process  # noqa: E402
+
+for name in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
+    os.environ.pop(name, None)  # they change what the program prints
 # Tests run commands in folders of their own, where a relative path would point elsewhere.
 if "DDPM_DATA_DIR" in os.environ:
     os.environ["DDPM_DATA_DIR"] = str(Path(os.environ["DDPM_DATA_DIR"]).expanduser().resolve())
@@ -28,30 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
-DDPM = Callable[..., subprocess.CompletedProcess[str]]
+@pytest.fixture
+def ddpm_cli(tmp_path: Path) -> Callable[..., Answer]:
+    """Run `ddpm ARGUMENTS…` in a process of its own, by default in `tmp_path`: `run_process` of helpers/command_line.
+
+    A non-zero exit raises nothing: check `.returncode`. Use `ddpm_here` unless the process is what is tested.
+    """
+    return partial(run_process, cwd=tmp_path)
 
 
 @pytest.fixture
-def ddpm_cli(tmp_path: Path) -> DDPM:
-    """Run `ddpm ARGUMENTS…` in a subprocess, by default in `tmp_path`, and return the completed process.
-
-    `env` adds to the environment. A non-zero exit raises nothing: check `.returncode`.
-    """
-
-    def run(
-        *arguments: str, cwd: Path = tmp_path, env: dict[str, str] | None = None, timeout: float = 240
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ddpm", *arguments],
-            cwd=cwd,
-            env=os.environ | (env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run
+def ddpm_here(tmp_path: Path) -> Callable[..., Answer]:
+    """Run `ddpm ARGUMENTS…` in this process, by default in `tmp_path`: `run_here` of helpers/command_line."""
+    return partial(run_here, cwd=tmp_path)
 
 
 @pytest.fixture(scope="session")

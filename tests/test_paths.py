@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ddpm.commands import display
 from ddpm.config import override, user_path
 from ddpm.errors import UserError
-from ddpm.launch.mistakes import with_user_paths
+from ddpm.launch.overrides import with_user_paths
 
 
 @pytest.fixture

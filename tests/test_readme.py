@@ -18,7 +18,7 @@ FILES = {
 """the examples that name their file"""
 
 
-def test_the_examples_of_own_parts_train_together(ddpm_cli, tmp_path: Path) -> None:
+def test_the_examples_of_own_parts_train_together(ddpm_here, tmp_path: Path) -> None:
     for name, text in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,11 +27,11 @@ def test_the_examples_of_own_parts_train_together(ddpm_cli, tmp_path: Path) -> N
     assert parts == {"schedule", "model", "data", "objective", "experiment"}
 
     (command,) = re.findall(r"^ddpm (train --config-dir conf .*)$", README, flags=re.MULTILINE)
-    done = ddpm_cli(*shlex.split(command), "experiment=watched", env={"PYTHONPATH": str(tmp_path)})
+    done = ddpm_here(*shlex.split(command), "experiment=watched", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     (checkpoint,) = tmp_path.glob("outputs/train/watched/*/checkpoints/last.ckpt")
 
-    done = ddpm_cli(
+    done = ddpm_here(
         "sample", f"ckpt={checkpoint}", "sampler.steps=5", "num_samples=2", "--config-dir", "conf",
         env={"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip

@@ -11,10 +11,12 @@ import pkgutil
 import re
 import typing
 from collections.abc import Collection, Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from ddpm.config import leaves
@@ -24,23 +26,24 @@ TYPES = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=Tru
 HYDRA_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}  # of a node; Hydra reads them
 
 
-def check_config(config: DictConfig, settings: type[BaseModel] | None = None) -> None:
+def check_config(config: DictConfig, settings: type[BaseModel] | None, key: str = "") -> None:
     """Check all values of a composed config. Imports the targets, but builds nothing.
 
     Args:
-        settings: the model of the command's settings; None checks only the arguments of targets.
+        settings: the model of the settings; None checks only the arguments of targets.
+        key: of `config` in a larger config.
 
     Raises:
         UserError: a value of a wrong type, a number that is not finite, or a key that nothing reads.
     """
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    for key, value in leaves(values, into_lists=True):
+    for name, value in leaves(values, into_lists=True, key=key):
         if problem := _impossible(value):
-            raise UserError(f"{key}={_shown(value)} {problem}.")
+            raise UserError(f"{name}={_shown(value)} {problem}.")
     if settings is not None:
         _check_settings(values, settings, _references(OmegaConf.to_container(config, resolve=False)))
-    for key, node in _nodes(values):
-        _check_arguments(key, node, described=_fields(settings, key))
+    for name, node in _nodes(values, key):
+        _check_arguments(name, node, described=_fields(settings, name))
 
 
 def _impossible(value: Any) -> str | None:
@@ -150,6 +153,7 @@ def _check_argument(key: str, value: Any, hint: Any) -> None:
         _check_class(key, value, hint)
     elif not any(True for _ in _nodes(value)):
         try:
+            hint = {DictConfig: dict, ListConfig: list}.get(hint, hint)
             TypeAdapter(hint, config=TYPES).validate_json(json.dumps(value))
         except ValidationError as error:
             raise UserError(_refused(key, value, error.errors(include_url=False))) from None
@@ -162,7 +166,7 @@ def _check_class(key: str, node: dict[str, Any], hint: Any) -> None:
     target = _locate(key, node)
     built = target if inspect.isclass(target) else _hints(target).get("return")
     built, wanted = (getattr(kind, "array_type", kind) for kind in (built, hint))  # of jaxtyping's annotations
-    if node.get("_partial_") or not (inspect.isclass(built) and inspect.isclass(wanted)):
+    if node.get("_partial_") or wanted is Any or not (inspect.isclass(built) and inspect.isclass(wanted)):
         return
     if not issubclass(built, wanted):
         raise UserError(f"{key} must be a {wanted.__name__}; {node['_target_']} gives a {built.__name__}.")
@@ -204,10 +208,14 @@ def signature(target: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names that exist only for a type checker
-        return {}
+    """Return the types of a function's arguments, without those whose names exist only for a type checker."""
+    function = inspect.unwrap(function)
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        one = SimpleNamespace(__annotations__={name: annotation})
+        with suppress(NameError, TypeError, AttributeError):
+            found |= typing.get_type_hints(one, getattr(function, "__globals__", {}), include_extras=True)
+    return found
 
 
 # Messages -----------------------------------------------------------------------------------------------------------
@@ -237,6 +245,6 @@ def _refused(key: str, value: Any, errors: Collection[Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,20 +1,48 @@
 """Our Slurm launcher for Hydra, which looks for launchers only in the package `hydra_plugins`."""
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+
 
 class SlurmLauncher(Launcher):
-    """Puts jobs into Slurm's queue. The settings are in conf/hydra/launcher/slurm.yaml."""
+    """Puts jobs into Slurm's queue.
+
+    The settings are in conf/hydra/launcher/slurm.yaml. They are read from the config; the types here are for its check.
+    """
 
     config: DictConfig
 
-    def __init__(self, **settings: object):
-        pass  # read from the config
+    def __init__(
+        self,
+        name: str,
+        partition: str | None,
+        account: str | None,
+        qos: str | None,
+        constraint: str | None,
+        timeout_min: Count,
+        max_num_timeout: CountOrZero,
+        signal_delay_s: CountOrZero,
+        nodes: Count,
+        tasks_per_node: Count,
+        gpus_per_node: CountOrZero | None,
+        cpus_per_task: Count | None,
+        mem_gb: float | None,
+        array_parallelism: Count,
+        setup: list[str] | None,
+        additional_parameters: dict[str, Any] | None,
+        submitit_folder: str,
+        **more: Any,
+    ):
+        pass
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config

@@ -1,17 +1,16 @@
-"""The real program with one more command, `toy`. It does what its config says, and never imports torch."""
+"""The real program with one more command, `toy`. It does what its config says and never imports torch."""
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from command_line import Answer
 
 import ddpm.commands
-from ddpm.__main__ import main
 
 TOY_CONFIG = """\
 defaults:
@@ -64,7 +63,7 @@ def stop(number, frame):
     sys.exit(75)
 """
 
-# Python imports this module at its start, if it is on the path: so the processes that ddpm starts know the command too.
+# Python imports this module at its start if it is on the path, so jobs of a sweep know the command too.
 SITE_CUSTOMIZE = """\
 import atexit
 import os
@@ -119,10 +118,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(toy: Path) -> dict[str, str]:
-    """The environment in which `ddpm` is the program with the toy command."""
-    env = {k: v for k, v in os.environ.items() if k not in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE")}
-    return env | {
-        "PATH": f"{toy / 'bin'}:{env['PATH']}",
+    """Environment variables with which `ddpm` is the program with the toy command."""
+    return os.environ | {
+        "PATH": f"{toy / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(toy),
         "XDG_CACHE_HOME": str(toy / "cache"),
     }
@@ -138,7 +136,7 @@ def work(toy: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run(environment: dict[str, str], work: Path) -> Run:
-    """`run("ddpm", *arguments, **environment)` in a process. It reports on stderr if torch was imported."""
+    """`run("ddpm", *arguments, **environment)` in a process, which writes a line to stderr if it imported torch."""
 
     def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=work, env=environment | more, capture_output=True, text=True, timeout=120)
@@ -148,29 +146,15 @@ def run(environment: dict[str, str], work: Path) -> Run:
 
 @pytest.fixture
 def ddpm_here(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """`ddpm_here(*arguments)` runs the program in this process, for what needs no process of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(toy / "cache"))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    toy: Path, environment: dict[str, str], ddpm_here: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Answer]:
+    """`ddpm_here` of all tests, with the toy command."""
     monkeypatch.setitem(ddpm.commands.COMMANDS, "toy", "a command for tests")
     monkeypatch.setattr(ddpm.commands, "__path__", [*ddpm.commands.__path__, str(toy)])
-    handlers = logging.root.handlers[:]
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str) -> Answer:
         if arguments[:1] == ("toy",):
             arguments = (*arguments, "--config-dir", str(toy / "conf"))
-        monkeypatch.setattr(sys, "argv", ["ddpm", *arguments])
-        code: int | str | None = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        if isinstance(code, str):  # Python prints it and exits with 1
-            code, err = 1, f"{err}{code}\n"
-        return subprocess.CompletedProcess(arguments, code or 0, out, err)
+        return ddpm_here(*arguments, env=environment)
 
-    yield run
-    logging.root.handlers[:] = handlers
+    return run

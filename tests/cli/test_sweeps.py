@@ -1,4 +1,4 @@
-"""A sweep is checked before it starts, continues after failed jobs, and names them; with a toy command."""
+"""A sweep of the toy command: it is checked before it starts, continues after failed jobs, and names them."""
 
 import os
 import re
@@ -45,9 +45,9 @@ def test_a_dry_run_says_what_would_happen(ddpm_here, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_leaves_out_finished_jobs_and_continues_after_failed_ones(run, work):
+def test_a_sweep_skips_finished_jobs_and_continues_after_failed_ones(ddpm_here, tmp_path):
     """Six jobs: two are finished before, one goes well, three fail."""
-    answer = run("ddpm", "toy", "seed=1,13", "how=well,mistaken,done", "hydra.sweeper.max_batch_size=3", "-m")
+    answer = ddpm_here("toy", "seed=1,13", "how=well,mistaken,done", "hydra.sweeper.max_batch_size=3", "-m")
     assert answer.returncode == 1
     assert "2 of 6 jobs were finished before" in answer.stdout
     assert re.findall("Launching [0-9] jobs", answer.stdout) == ["Launching 3 jobs", "Launching 1 jobs"]
@@ -59,7 +59,7 @@ def test_a_sweep_leaves_out_finished_jobs_and_continues_after_failed_ones(run, w
     assert "ZeroDivisionError: seed 13\n" in answer.stderr
     last = answer.stderr.splitlines()[-1]
     assert last == "ddpm toy: 3 of 6 jobs failed: seed=1 how=mistaken; seed=13 how=well; seed=13 how=mistaken"
-    assert list(work.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

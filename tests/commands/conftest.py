@@ -1,3 +1,6 @@
+"""A trained run for all tests of commands."""
+
+import os
 import warnings
 from pathlib import Path
 
@@ -42,3 +45,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "checkpoints").mkdir(parents=True)
     trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
     return run
+
+
+@pytest.fixture
+def real_digits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Share the features of the real digits, which `evaluate` caches, between the tests and their processes."""
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "real_digits"
+    shared.mkdir(exist_ok=True)
+    link = tmp_path / "outputs" / "evaluate" / ".real_digits"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(shared)

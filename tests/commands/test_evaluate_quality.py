@@ -1,4 +1,4 @@
-"""The sample quality part of `ddpm evaluate` as a user runs it: samples of the tiny model, and of real digits."""
+"""The sample quality part of `ddpm evaluate`: samples of the tiny model, and real digits."""
 
 import csv
 import json
@@ -22,8 +22,9 @@ def digits() -> np.ndarray:
     return data.split("test").images[::6][:300].numpy()
 
 
-def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
-    answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler.steps=3")
+@pytest.mark.usefixtures("real_digits")
+def test_samples_of_a_checkpoint_are_compared_with_real_digits(ddpm_here, tiny_run, tmp_path):
+    answer = ddpm_here("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler.steps=3")
     assert answer.returncode == 0, answer.stderr
     assert "Sample quality: 100 samples" in answer.stdout
     assert "Variational bound" not in answer.stdout
@@ -42,29 +43,52 @@ def test_samples_of_a_checkpoint_are_judged(ddpm_cli, tiny_run, tmp_path):
     assert {"evaluate/samples", "evaluate/closest"} <= set(events.Tags()["images"])
 
 
-def test_anybodys_digits_are_judged_beside_the_same_floors(ddpm_cli, tmp_path, digits):
+@pytest.mark.usefixtures("real_digits")
+def test_given_digits_with_an_own_measure_from_one_class_and_one_yaml(ddpm_here, tmp_path, digits):
     np.savez(tmp_path / "digits.npz", digits)
-    answer = ddpm_cli("evaluate", "samples=digits.npz", "data=mnist_mini")
+    (tmp_path / "mine.py").write_text(
+        "class Brightness:\n"
+        "    name = 'brightness'\n"
+        "    caption = 'mean of all pixels'\n"
+        "    def __call__(self, samples, reference):\n"
+        "        return samples.images.float().mean() - reference.test.images.float().mean()\n"
+    )
+    (tmp_path / "conf" / "measures").mkdir(parents=True)
+    (tmp_path / "conf" / "measures" / "mine.yaml").write_text(
+        "defaults: [default, _self_]\nkid: null\nbrightness: {_target_: mine.Brightness}\n"
+    )
+    answer = ddpm_here(
+        "evaluate", "--config-dir", "conf", "measures=mine", "samples=digits.npz", "data=mnist_mini",
+        env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+    assert "mean of all pixels" in answer.stdout
+    assert "KID" not in answer.stdout
     (metrics_file,) = tmp_path.glob("outputs/evaluate/default/*/metrics.json")
     metrics = json.loads(metrics_file.read_text())
     assert metrics["samples_judged"] == 300
-    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # they are real
+    assert 0.5 < metrics["quality/fd_train_ratio"] < 2  # the digits are real
     assert metrics["quality/confidence"] > 0.98
+    assert abs(metrics["quality/brightness"]) < 5
+    assert metrics["quality/brightness_se"] is None
+    assert "quality/kid" not in metrics
+    events = EventAccumulator(str(metrics_file.parent)).Reload()
+    assert events.Scalars("evaluate/quality/brightness")[0].value == pytest.approx(metrics["quality/brightness"])
 
 
-def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_run, tmp_path):
-    one = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler=ancestral")
-    assert one.returncode == 0, one.stderr
-    grid = ["sampler=ddim,sde_dpm_solver", "sampler.steps=2,3"]
-    answer = ddpm_cli("evaluate", f"ckpt={tiny_run}", *QUALITY, *grid, "-m")
+@pytest.mark.usefixtures("real_digits")
+def test_a_sweep_ends_with_one_table_and_one_picture_of_all_samplers(ddpm_here, tiny_run, tmp_path):
+    for sampler in (["sampler=ancestral"], ["sampler=ddim", "sampler.steps=2"]):
+        done = ddpm_here("evaluate", f"ckpt={tiny_run}", *QUALITY, *sampler)
+        assert done.returncode == 0, done.stderr
+    answer = ddpm_here("evaluate", f"ckpt={tiny_run}", *QUALITY, "sampler=sde_dpm_solver", "sampler.steps=3", "-m")
     assert answer.returncode == 0, answer.stderr
     assert "Quality against cost" in answer.stdout
     folder = tmp_path / "outputs" / "evaluate" / "tiny"
     with (folder / "quality_cost.csv").open(newline="") as file:
         rows = [(row["sampler"], int(row["network_evaluations"])) for row in csv.DictReader(file)]
-    # With what was measured before of this checkpoint.
-    assert rows == [("Ancestral", 30), ("DDIM", 2), ("DDIM", 3), ("SDEDPMSolverPP", 2), ("SDEDPMSolverPP", 3)]
+    # Earlier evaluations of this checkpoint are shown too.
+    assert rows == [("Ancestral", 30), ("DDIM", 2), ("SDEDPMSolverPP", 3)]
     with Image.open(folder / "quality_cost.png") as picture:
         assert picture.width > 500
 
@@ -74,23 +98,21 @@ def test_a_sweep_over_samplers_makes_one_table_and_one_picture(ddpm_cli, tiny_ru
     [
         ([], "ddpm evaluate ckpt="),
         (["ckpt=a", "samples=b"], "ckpt and samples do not go together"),
-        pytest.param(
-            ["samples=a.npz", "num_samples=200"], "num_samples would make no difference", marks=pytest.mark.slow
-        ),
+        (["samples=a.npz", "num_samples=200"], "num_samples would make no difference"),
         (["samples=nothing.npz"], "there is no file or folder nothing.npz"),
-        pytest.param(["samples=.", "data=mnist_mini"], "there is no picture", marks=pytest.mark.slow),
-        pytest.param(["ckpt={run}", "num_samples=50", "num_images=0"], "at least 100", marks=pytest.mark.slow),
-        pytest.param(["ckpt={run}", "num_samples=0", "num_images=0"], "nothing is left", marks=pytest.mark.slow),
+        (["samples=.", "data=mnist_mini"], "there is no picture"),
+        (["ckpt={run}", "num_samples=50", "num_images=0"], "at least 100"),
+        (["ckpt={run}", "num_samples=0", "num_images=0"], "nothing is left"),
     ],
 )
-def test_mistakes(ddpm_cli, tiny_run, tmp_path, overrides, words):
-    answer = ddpm_cli("evaluate", *(word.format(run=tiny_run) for word in overrides))
+def test_mistakes(ddpm_here, tiny_run, tmp_path, overrides, words):
+    answer = ddpm_here("evaluate", *(word.format(run=tiny_run) for word in overrides))
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
     assert words in answer.stderr
     assert list(tmp_path.rglob("metrics.json")) == []
 
 
-def test_the_classifier_knows_mnist_alone():
+def test_the_classifier_is_used_only_for_mnist():
     assert knows(MNISTMini(batch_size=1, validation_size=1))
     assert not knows(FashionMNIST(root="nowhere", batch_size=1, validation_size=1))

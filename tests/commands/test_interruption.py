@@ -1,15 +1,18 @@
-"""Runs that are stopped in the middle: by signals, by kill -9, by a second process that wants the same directory."""
+"""Runs that are stopped in the middle: by signals, by kill -9, by a full disk, by a deleted directory."""
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from killed_runs import TINY, train
+
+from ddpm.runs import Run
+from ddpm.training.callbacks.last_checkpoint import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [
@@ -18,92 +21,72 @@ TRAIN = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def training(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts `ddpm train`, which would go on for long, and returns when it has made its first steps."""
-    processes = []
-
-    def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ddpm", *TRAIN],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        while process.poll() is None and status(tmp_path).get("pid") != process.pid:
-            time.sleep(0.05)
-        time.sleep(1)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
 def status(folder: Path) -> dict:
     path = next(folder.glob("outputs/train/default/*/status.json"), None)
     return json.loads(path.read_text()) if path else {}
 
 
-def test_signals_save_and_say_how_to_go_on(training, tmp_path: Path) -> None:
-    steps = [0]
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        process = training()
-        process.send_signal(number)
-        _, message = process.communicate(timeout=60)
-        assert process.returncode == 75
-        assert f"interrupted by {number.name} after step" in message
-        assert "the same command continues from there" in message
-        assert "Traceback" not in message
-        assert status(tmp_path)["state"] == "interrupted"
-        assert status(tmp_path)["step"] > steps[-1]
-        steps.append(status(tmp_path)["step"])
+def test_each_signal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
+    for step, number in enumerate(SIGNALS):
+        answer = train(tmp_path, *TINY, at=step, send=number.name)
+        assert answer.returncode == 75
+        assert f"interrupted by {number.name} after step {step + 1}: the same command continues" in answer.stderr
+        assert "Traceback" not in answer.stderr
+        assert (status(tmp_path)["state"], status(tmp_path)["step"]) == ("interrupted", step + 1)
 
 
-def test_a_second_ctrl_c_stops_at_once(training) -> None:
-    process = training()
-    process.send_signal(signal.SIGSTOP)  # so that both are there before the step ends
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+def test_a_second_ctrl_c_stops_before_the_step_ends(tmp_path: Path) -> None:
+    answer = train(tmp_path, *TINY, at=0, send="SIGINT SIGINT")
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    assert list(tmp_path.rglob("*.ckpt")) == []
 
 
-def test_a_second_process_is_refused_and_harms_nothing(training, ddpm_cli) -> None:
-    first = training()
-    second = ddpm_cli(*TRAIN)
-    assert second.returncode == 1
-    assert f"process {first.pid} on" in second.stderr
-    assert "Traceback" not in second.stderr
-    third = ddpm_cli(*TRAIN, "restart=true")  # which would move the directory
-    assert third.returncode == 1
-    assert first.poll() is None
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of `ddpm train` that has made its first steps, and would continue for long."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm", *TRAIN],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and status(tmp_path).get("pid") != process.pid:
+        time.sleep(0.05)
+    time.sleep(1)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_and_the_first_can_be_stopped(training, ddpm_here, tmp_path: Path) -> None:
+    for restart in ("false", "true"):  # with true it would move the directory
+        second = ddpm_here(*TRAIN, f"restart={restart}")
+        assert second.returncode == 1
+        assert f"process {training.pid} on" in second.stderr
+        assert "Traceback" not in second.stderr
+    assert training.poll() is None
+    training.terminate()
+    _, message = training.communicate(timeout=60)
+    assert training.returncode == 75
+    assert "interrupted by SIGTERM after step" in message
+    assert status(tmp_path)["state"] == "interrupted"
 
 
 def test_a_run_whose_directory_is_deleted_ends_and_leaves_the_next_one_alone(training, tmp_path: Path) -> None:
-    first = training()
-    shutil.rmtree(next(tmp_path.glob("outputs/train/default/*")))
-    second = training()
-    _, message = first.communicate(timeout=120)
-    assert first.returncode == 1
-    assert "was deleted while this process trained in it" in message
-    assert second.poll() is None
-    assert status(tmp_path)["pid"] == second.pid
-    assert status(tmp_path)["state"] == "running"
+    directory = next(tmp_path.glob("outputs/train/default/*"))
+    shutil.rmtree(directory)
+    with Run.open(directory) as run:
+        run.end("running", 0)
+        before = (directory / "status.json").read_bytes()
+        _, message = training.communicate(timeout=120)
+        assert training.returncode == 1
+        assert "was deleted while this process trained in it" in message
+        assert (directory / "status.json").read_bytes() == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["--kills", "5"],
-        ["--kills", "3", "--workers", "2"],
-        ["--kills", "4", "--devices", "2", "--how", "SIGTERM", "SIGKILL", "SIGINT", "SIGUSR1"],
-    ],
+    [["--kills", "3", "--workers", "2"], ["--kills", "2", "--devices", "2", "--how", "SIGTERM", "SIGKILL"]],
     ids=" ".join,
 )
 def test_killed_runs_end_in_the_same_bits(arguments: list[str], tmp_path: Path) -> None:
@@ -117,7 +100,7 @@ def test_killed_runs_end_in_the_same_bits(arguments: list[str], tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(ddpm_cli, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_more_space_lets_it_continue(ddpm_here, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", small], capture_output=True).returncode:
@@ -129,12 +112,12 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(ddpm_cli, tmp_path: Pa
         "sampler.steps=5", "checkpoint.every_steps=2", f"paths.outputs={small}",
     ]  # fmt: skip
     try:
-        full = ddpm_cli(*command)
+        full = ddpm_here(*command)
         assert full.returncode == 1
         assert "the disk is full" in full.stderr
         assert "Traceback" not in full.stderr
         subprocess.run(["mount", "-o", "remount,size=9m", small], check=True)
-        more = ddpm_cli(*command)
+        more = ddpm_here(*command)
         assert more.returncode == 0, more.stderr
         assert "Continuing from step 4" in more.stdout
         assert list(small.rglob(".*.tmp")) == []

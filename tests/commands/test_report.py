@@ -13,7 +13,7 @@ from hand_made import make_run
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm.commands import display, report
+from ddpm.commands import report
 from ddpm.errors import UserError
 from ddpm.runs.collect import read_curves
 from ddpm.runs.compare.figure import CURVES
@@ -118,10 +118,10 @@ def test_markdown_has_the_same_tables(reported):
     assert len(re.findall(r"^\| (?:cosine|linear) \| [01] \| finished \| 100 \|", text, re.MULTILINE)) == 4
 
 
-def test_one_trained_run(ddpm_cli, tmp_path):
-    done = ddpm_cli(*TRAIN.split())
+def test_one_trained_run(ddpm_here, tmp_path):
+    done = ddpm_here(*TRAIN.split())
     assert done.returncode == 0, done.stderr
-    done = ddpm_cli("report", "runs=outputs/train")
+    done = ddpm_here("report", "runs=outputs/train")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "report" / "train"
     (row,) = read_csv(folder / "runs.csv")
@@ -136,15 +136,15 @@ def test_one_trained_run(ddpm_cli, tmp_path):
     assert page.count("data:image/png;base64,") == 2 + 1
 
 
-def test_a_list_of_runs(ddpm_cli, sweep, tmp_path):
+def test_a_list_of_runs(ddpm_here, sweep, tmp_path):
     runs = sorted(sweep.glob("outputs/train/default/*seed-0"))
-    done = ddpm_cli("report", f"runs=[{','.join(map(str, runs))}]", f"paths.outputs={tmp_path}/elsewhere")
+    done = ddpm_here("report", f"runs=[{','.join(map(str, runs))}]", f"paths.outputs={tmp_path}/elsewhere")
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob(f"elsewhere/report/{runs[0].name}_and_1_more.*")
     assert [row["schedule"] for row in read_csv(folder / "settings.csv")] == ["cosine", "linear"]
 
 
-def test_a_sweep_in_progress(ddpm_cli, tmp_path):
+def test_a_sweep_in_progress(ddpm_here, tmp_path):
     """One run is finished, one trains, one has just started, one failed, and one is damaged."""
     sweep = tmp_path / "outputs" / "train" / "a sweep"
     numbers = {"val/bpd": 2.0, "val/loss": 0.1}
@@ -158,7 +158,7 @@ def test_a_sweep_in_progress(ddpm_cli, tmp_path):
         (damaged / name).write_text('{"')
     make_run(sweep / "0.before-20260102-030405", "schedule=linear", metrics={"val/bpd": 99})
 
-    done = ddpm_cli("report", "runs='outputs/train/a sweep'")
+    done = ddpm_here("report", "runs='outputs/train/a sweep'")
     assert done.returncode == 0, done.stderr
     assert "5 runs (2 running, 1 failed, 1 finished, 1 unreadable)" in done.stdout
     assert "     OutOfMemoryError: <20 & [red]>\n     more\n" in done.stdout
@@ -178,7 +178,7 @@ def test_a_sweep_in_progress(ddpm_cli, tmp_path):
     assert (folder / "report.png").is_file()
 
 
-def test_a_mistake_leaves_no_trace(tmp_path, monkeypatch):
+def test_a_mistake_writes_nothing(tmp_path, monkeypatch):
     make_run(tmp_path / "outputs" / "train" / "default" / "base")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -196,7 +196,6 @@ def test_a_mistake_leaves_no_trace(tmp_path, monkeypatch):
 
 
 def test_show_prints_existing_and_missing_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(display.console, "_file", None)  # so that the console writes to the stdout of capsys
     monkeypatch.chdir(tmp_path)
     there = make_run(Path("runs/there"), "seed=1", metrics={"val/bpd": 1.5})
     report.show([there, Path("runs/missing")])

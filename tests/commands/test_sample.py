@@ -1,4 +1,4 @@
-"""`ddpm sample` in real processes, from the tiny run of 30 timesteps."""
+"""`ddpm sample` from the tiny run of 30 timesteps."""
 
 import json
 import shutil
@@ -16,11 +16,11 @@ def pixels(folder):
         return file["images"].astype(int)
 
 
-def test_the_last_of_a_run_and_its_file_are_the_same(ddpm_cli, tiny_run, tmp_path):
+def test_run_last_and_its_file_give_the_same_images(ddpm_here, tiny_run, tmp_path):
     images = []
     for i, ckpt in enumerate([tiny_run / "last", tiny_run / "checkpoints" / "last.ckpt"]):
         (tmp_path / str(i)).mkdir()
-        answer = ddpm_cli(
+        answer = ddpm_here(
             "sample", f"ckpt={ckpt}", "sampler=ddim", "sampler.steps=5", "num_samples=5", "seed=3",
             f"batch_size={5 - 2 * i}", cwd=tmp_path / str(i),
         )  # fmt: skip
@@ -30,7 +30,7 @@ def test_the_last_of_a_run_and_its_file_are_the_same(ddpm_cli, tiny_run, tmp_pat
     model = load_model(tiny_run / "checkpoints" / "last.ckpt")
     expected = to_uint8(model.sample(5, DDIM(5), seed=3)).numpy().astype(int)
     assert expected.shape == (5, 1, 28, 28)
-    for shown in images:  # the batch size moves the last bits, so a pixel may round to its neighbour
+    for shown in images:  # the batch size changes the last bits, so a pixel may round to the next value
         assert np.abs(shown - expected).max() <= 1
     assert np.abs(images[0] - images[0][::-1]).max() > 50
 
@@ -44,10 +44,10 @@ def test_the_last_of_a_run_and_its_file_are_the_same(ddpm_cli, tiny_run, tmp_pat
     assert provenance["checkpoint"] == str(tiny_run / "checkpoints" / "last.ckpt")
 
 
-def test_a_run_means_its_best_checkpoint(ddpm_cli, tiny_run, tmp_path):
+def test_a_run_directory_means_its_best_checkpoint(ddpm_here, tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "outputs" / "train" / "default" / "mine")
     shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
-    answer = ddpm_cli("sample", "ckpt=outputs/train/default/mine", "num_samples=1", "seed=1")
+    answer = ddpm_here("sample", "ckpt=outputs/train/default/mine", "num_samples=1", "seed=1")
     assert answer.returncode == 0, answer.stderr
     folder = tmp_path / "outputs" / "sample" / "default" / "mine"
     assert [path.name for path in folder.iterdir()] == ["best_num_samples-1_seed-1"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm.commands.edits import Chain, Inpaint, Interpolate, SDEdit
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.commands.sample import edit
+from ddpm.commands.sample import draw, edit, prepare
 from ddpm.config import build, conf_dir
 from ddpm.data import MNISTMini, to_uint8
 from ddpm.data.pictures import image_table
@@ -44,11 +44,13 @@ def digits():
 
 def made(loaded, *overrides):
     cfg = composed("data=mnist_mini", *overrides)
-    return edit(cfg, loaded, build(cfg.sampler), 0, build(cfg.mode))
+    job = prepare(cfg, loaded.checkpoint, loaded.model)
+    assert job.inputs is not None
+    return edit(cfg, loaded, job).images, job.inputs
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_mode_alone_has_what_it_reads(name):
+def test_only_a_mode_adds_the_settings_of_images(name):
     cfg = composed(f"mode={name}", f"data={'mnist_mini' if name == 'inpaint' else 'mnist'}", "paths.data=there")
     assert isinstance(build(cfg.mode), (Inpaint, Interpolate, SDEdit))
     assert cfg.data._target_ == ("ddpm.data.MNISTMini" if name == "inpaint" else "ddpm.data.MNIST")
@@ -58,27 +60,27 @@ def test_a_mode_alone_has_what_it_reads(name):
 
 
 def test_interpolation_goes_from_an_image_to_the_next(loaded, digits):
-    result = made(loaded, "mode=interpolate", "images=[3,8,5]", "num_samples=4", "sampler.steps=30")
-    assert result.images.shape == (8, 1, 28, 28)
-    assert torch.equal(to_uint8(result.inputs), digits[[3, 8, 5]])
-    first, second = result.images.unflatten(0, (2, 4))
+    images, inputs = made(loaded, "mode=interpolate", "images=[3,8,5]", "num_samples=4", "sampler.steps=30")
+    assert images.shape == (8, 1, 28, 28)
+    assert torch.equal(to_uint8(inputs), digits[[3, 8, 5]])
+    first, second = images.unflatten(0, (2, 4))
     for ends, pair in ((first, [0, 1]), (second, [1, 2])):
         decoded = ends[[0, 3]]
-        distances = (decoded[:, None] - result.inputs[None]).square().mean(dim=(2, 3, 4))
-        assert distances.argmin(dim=1).tolist() == pair  # this network has hardly learnt to decode
+        distances = (decoded[:, None] - inputs[None]).square().mean(dim=(2, 3, 4))
+        assert distances.argmin(dim=1).tolist() == pair  # this network decodes poorly after two training steps
     torch.testing.assert_close(first[3], second[0], rtol=0, atol=1e-4)
     assert (first[0] - first[1]).abs().max() > 0.1
 
     chain = (loaded.model.ema, loaded.model.diffusion, DDIM(30))
     same_noise = ImageNoise(Stream.SAMPLING, 0, indices=[0, 0])
-    x_T = editing.slerp(*editing.encode(*chain, result.inputs[:2], same_noise).split(1), torch.tensor([1 / 3]))
+    x_T = editing.slerp(*editing.encode(*chain, inputs[:2], same_noise).split(1), torch.tensor([1 / 3]))
     between = DDIM(30)(*chain[:2], x_T).clamp(-1, 1)
     torch.testing.assert_close(first[1:2], between, rtol=0, atol=1e-3)
 
 
-def test_inpainting_and_partial_noise_are_the_library_s_with_the_noise_of_each_image(loaded):
+def test_inpainting_and_sdedit_call_the_library_with_the_noise_of_each_image(loaded):
     model, seed = loaded.model, 4
-    inputs = made(loaded, "mode=sdedit", "images=[3,8]", "num_samples=3", "seed=4", "mode.strength=0.3").inputs
+    _, inputs = made(loaded, "mode=sdedit", "images=[3,8]", "num_samples=3", "seed=4", "mode.strength=0.3")
     x0 = inputs.repeat_interleave(3, dim=0)
     chain = (model.ema, model.diffusion, Ancestral(10))
     for overrides, expected in (
@@ -91,14 +93,14 @@ def test_inpainting_and_partial_noise_are_the_library_s_with_the_noise_of_each_i
         for batch_size in (256, 4):
             sizes = set[int]()
             hook = model.ema.register_forward_hook(lambda _, arguments, __, s=sizes: s.add(len(arguments[0])))
-            result = made(
+            images, _ = made(
                 loaded, *overrides, "images=[3,8]", "num_samples=3", f"seed={seed}", "sampler.steps=10",
                 f"batch_size={batch_size}",
             )  # fmt: skip
             hook.remove()
             assert sizes == ({6} if batch_size == 256 else {4, 2})
             wanted = expected(ImageNoise(Stream.SAMPLING, seed, indices=range(6))).clamp(-1, 1)
-            torch.testing.assert_close(result.images, wanted, rtol=0, atol=1e-3)
+            torch.testing.assert_close(images, wanted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -111,18 +113,18 @@ def test_inpainting_and_partial_noise_are_the_library_s_with_the_noise_of_each_i
         (SDEdit(1.0), Ancestral()),
     ],
 )
-def test_the_network_is_asked_as_often_as_was_said(loaded, mode, sampler):
-    asked = 0
+def test_the_announced_network_evaluations_are_made(loaded, mode, sampler):
+    calls = 0
 
     def denoise(x_t, t):
-        nonlocal asked
-        asked += len(x_t)
+        nonlocal calls
+        calls += len(x_t)
         return loaded.model.ema(x_t, t)
 
     chain = Chain(denoise, loaded.model.diffusion, sampler)
-    said = mode.evaluations(chain, 3, 4)
+    announced = mode.evaluations(chain, 3, 4)
     edited = mode(chain, torch.zeros(3, 1, 28, 28), 4, seed=0)
-    assert asked == said
+    assert calls == announced
     assert len(mode.captions([5, 6, 7])) == len(edited.images)
     assert sum(len(titles) for titles, _ in edited.groups()) == sum(images.shape[1] for _, images in edited.groups())
 
@@ -147,24 +149,35 @@ def test_the_picture_has_every_image_in_its_row(channels):
         (["mode=interpolate", "images=[1]"], "mode: interpolation needs two images"),
         (["mode=interpolate", "num_samples=1"], "mode: interpolation needs two images"),
         (["mode=inpaint", "mode.mask=middle"], "mask=middle is none of left, right"),
-        (["mode=inpaint", "mode.jump=0", "sampler.steps=9"], "mode: .*at least 1"),
+        (["mode=inpaint", "mode.jump=0"], "mode: .*at least 1"),
         (["mode=sdedit", "mode.strength=0"], "mode: strength is above 0"),
         (["mode=sdedit", "mode.strength=1.5"], "mode: strength .* at most 1"),
         (["mode=sdedit", "mode.strength=0.01"], "mode: .* leaves none"),
         (["mode=sdedit", "images=[2,2000]"], "there is no 2000, the test set has the images 0 to 1999"),
         (["mode=sdedit", "images=[-1]"], "there is no -1"),
-        (["mode=sdedit", "images=3"], r"as in images=\[0,3\]"),
         (["mode=sdedit", "images=[]"], r"as in images=\[0,3\]"),
-        (["mode=sdedit", "images=[1.5]"], r"as in images=\[0,3\]"),
     ],
 )
-def test_mistakes_are_told(loaded, overrides, words):
+def test_mistakes_are_refused(loaded, overrides, words):
     with pytest.raises(UserError, match=words):
-        made(loaded, *overrides)
+        made(loaded, "sampler.steps=9", *overrides)
 
 
-def test_inpainting_keeps_the_rest_of_the_model_s_own_data(ddpm_cli, tiny_run, tmp_path, digits):
-    answer = ddpm_cli(
+@pytest.mark.parametrize("mode", ["null", "sdedit"])
+def test_a_network_that_returns_nan_ends_in_one_line(loaded, mode):
+    model = load_model(loaded.checkpoint)
+    torch.nn.init.constant_(next(model.ema.parameters()), torch.nan)
+    cfg = (
+        composed("data=mnist_mini", f"mode={mode}", "sampler.steps=9") if mode != "null" else composed("num_samples=2")
+    )
+    job = prepare(cfg, loaded.checkpoint, model)
+    with pytest.raises(UserError, match=r"NaN or infinity|not finite") as caught:
+        (edit if job.mode else draw)(cfg, loaded._replace(model=model), job)
+    assert "\n" not in str(caught.value)
+
+
+def test_inpainting_keeps_the_known_part_of_the_image(ddpm_here, tiny_run, tmp_path, digits):
+    answer = ddpm_here(
         "sample", f"ckpt={tiny_run}/last", "mode=inpaint", "mode.mask=left", "images=[3,1]", "num_samples=2",
         "sampler.steps=6", "mode.repeats=2",
     )  # fmt: skip

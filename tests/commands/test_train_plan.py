@@ -1,4 +1,4 @@
-"""What a run would do, told from its directory."""
+"""What `ddpm train` would do, from the state of the run's directory."""
 
 import io
 import zipfile
@@ -26,12 +26,12 @@ def directory(tmp_path):
     return directory
 
 
-def test_a_new_run_begins_and_nothing_is_made(tmp_path):
+def test_a_new_run_starts_and_nothing_is_written(tmp_path):
     assert plan_training(tmp_path / "new", 10).what == "start"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_run_is_done_unless_more_steps_are_asked_for(directory):
+def test_a_finished_run_is_done_unless_it_needs_more_steps(directory):
     assert plan_training(directory, 10).is_done
     more = plan_training(directory, 11)
     assert not more.is_done
@@ -39,12 +39,12 @@ def test_a_finished_run_is_done_unless_more_steps_are_asked_for(directory):
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed", "running"])
-def test_a_broken_run_goes_on(directory, state):
+def test_a_run_that_did_not_finish_continues(directory, state):
     Run.read(directory).end(state, 7)
     assert plan_training(directory, 10).what == f"continue from its last checkpoint ({state} at step 7)"
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_begins_again(directory):
+def test_a_run_without_a_checkpoint_starts_again(directory):
     for path in (directory / "checkpoints").iterdir():
         path.unlink()
     Run.read(directory).end("failed", 0)
@@ -55,6 +55,6 @@ def test_a_restart_moves_the_run_aside(directory):
     assert "aside" in plan_training(directory, 10, restart=True).what
 
 
-def test_a_run_in_which_somebody_trains_is_refused(directory):
+def test_a_run_held_by_another_process_is_refused(directory):
     with Run.open(directory):
         assert "another process" in plan_training(directory, 10).what

@@ -7,12 +7,12 @@ from ddpm.data.batches import TrainBatches, batches_in_order
 
 
 def indices(num_images=103, batch_size=12, seed=0, epoch=0, done=0, rank=0, world_size=1, num_batches=8):
-    """The first batches of the stream: an epoch's, unless told."""
+    """Returns the first batches of the stream, by default those of one epoch."""
     batches = TrainBatches(num_images, batch_size, seed, lambda: (epoch, done), rank, world_size)
     return [batch.tolist() for batch in islice(batches, num_batches)]
 
 
-def test_every_image_is_seen_at_most_once_an_epoch_in_full_batches():
+def test_an_epoch_has_each_image_at_most_once_in_full_batches():
     batches = indices()
     seen = list(chain(*batches))
     assert [len(batch) for batch in batches] == [12] * 8
@@ -20,11 +20,11 @@ def test_every_image_is_seen_at_most_once_an_epoch_in_full_batches():
     assert set(seen) <= set(range(103))
 
 
-def test_every_image_is_seen_once_where_batches_divide_them():
+def test_an_epoch_has_all_images_if_batches_divide_their_number():
     assert sorted(chain(*indices(num_images=96))) == list(range(96))
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     torch.manual_seed(1)
     first = indices(seed=3, epoch=2)
     torch.manual_seed(2)
@@ -34,21 +34,21 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_ranks_parts_in_a_row_are_the_global_batch(world_size):
+def test_the_parts_of_the_ranks_form_the_global_batch(world_size):
     ranks = [indices(rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == indices()
 
 
-def test_epoch_follows_epoch():
+def test_the_stream_goes_through_the_epochs():
     assert indices(num_batches=20) == [*indices(), *indices(epoch=1), *indices(epoch=2, num_batches=4)]
 
 
 @pytest.mark.parametrize("done", [0, 3, 8])
-def test_an_epoch_goes_on_where_it_was_stopped(done):
+def test_an_epoch_continues_at_the_given_position(done):
     assert indices(done=done, num_batches=12) == indices(num_batches=done + 12)[done:]
 
 
-def test_the_position_is_asked_when_the_iteration_starts():
+def test_the_position_is_read_when_the_iteration_starts():
     position = [0, 5]
     batches = iter(TrainBatches(103, 12, 0, lambda: (position[0], position[1])))
     position[1] = 7
@@ -56,7 +56,7 @@ def test_the_position_is_asked_when_the_iteration_starts():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_sees_every_image_once_in_order(world_size):
+def test_evaluation_has_every_image_once_in_order(world_size):
     ranks = [batches_in_order(103, 12, rank, world_size) for rank in range(world_size)]
     for rank, batches in enumerate(ranks):
         assert torch.cat(batches).tolist() == list(range(103))[rank::world_size]

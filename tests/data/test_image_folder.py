@@ -1,4 +1,5 @@
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from ddpm.data import ImageFolder, MNISTMini
 from ddpm.data.image_folder import read_picture
-from ddpm.data.picture_files import find_pictures
+from ddpm.data.picture_files import find_pictures, read_pictures
 from ddpm.errors import UserError
 
 
@@ -44,7 +45,7 @@ def as_set(images, labels):
     return {(image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
 
 
-def test_pictures_come_back_as_they_were_written(tmp_path, digits):
+def test_pictures_are_read_unchanged(tmp_path, digits):
     write_digits(tmp_path, digits, count=80)
     data = ready(tmp_path)
     assert [len(data.split(name).images) for name in ("train", "validation", "test")] == [64, 8, 8]
@@ -59,7 +60,7 @@ def test_a_flat_folder_has_one_label(tmp_path, digits):
     assert as_set(images, labels) == as_set(digits.images[:40], torch.zeros(40, dtype=torch.int64))
 
 
-def test_the_split_depends_on_the_split_seed_alone(tmp_path, digits):
+def test_the_split_depends_only_on_the_split_seed(tmp_path, digits):
     write_digits(tmp_path, digits)
     test = ready(tmp_path).split("test").images
     assert torch.equal(ready(tmp_path, seed=1).split("test").images, test)
@@ -74,7 +75,7 @@ def test_fractions_are_rounded_up(tmp_path, digits):
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 @pytest.mark.parametrize("stored", ["L", "RGB", "RGBA", "P", "1"])
-def test_pictures_of_any_mode_get_the_channels_asked_for(tmp_path, channels, mode, stored):
+def test_pictures_of_any_mode_get_the_requested_channels(tmp_path, channels, mode, stored):
     picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8))
     picture.convert(stored).save(tmp_path / "a.png")
     read = read_picture(tmp_path / "a.png", (channels, 8, 8))
@@ -84,7 +85,7 @@ def test_pictures_of_any_mode_get_the_channels_asked_for(tmp_path, channels, mod
 
 
 @pytest.mark.parametrize("size", [(40, 20), (80, 40)])
-def test_the_middle_is_cut_out_and_scaled(tmp_path, size):
+def test_the_centre_is_cropped_and_scaled(tmp_path, size):
     """Red, green, green, blue in quarters from left to right: the square in the middle is green."""
     width, height = size
     picture = Image.new("RGB", size, "lime")
@@ -97,7 +98,7 @@ def test_the_middle_is_cut_out_and_scaled(tmp_path, size):
     assert (wide.argmax(dim=0) == torch.tensor([0] * 5 + [1] * 10 + [2] * 5)).all()
 
 
-def test_a_photo_is_turned_as_its_camera_says(tmp_path):
+def test_the_orientation_of_a_photo_is_applied(tmp_path):
     upside_down = Image.Exif()
     upside_down[0x0112] = 3  # orientation: by 180°
     picture = Image.new("L", (8, 8))
@@ -124,14 +125,14 @@ def test_each_real_picture_that_is_not_hidden_counts_once(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     found = find_pictures(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in found.pictures] == ["b/a.JPG", "b/again.png", "b/c/y.jfif"]
-    assert found.note() == "left out, not pictures by their names: 1 .txt, 1 without an ending"
+    assert found.left_out == {".txt": 1, "without an ending": 1}
 
 
-def test_what_is_left_out_is_said(tmp_path, digits, capsys):
+def test_files_that_are_left_out_are_counted_in_one_line(tmp_path, digits, capsys):
     write_digits(tmp_path, digits)
     (tmp_path / "notes.txt").write_text("no picture")
     ready(tmp_path)
-    assert "40 pictures; left out, not pictures by their names: 1 .txt" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{tmp_path}: 40 pictures; left out: 1 .txt\n"
 
 
 def test_deep_pictures_are_scaled_by_their_range(tmp_path):
@@ -180,19 +181,41 @@ def test_fewer_pictures_than_a_batch_are_refused(tmp_path, digits):
         ready(tmp_path, batch_size=9)
 
 
-@pytest.mark.parametrize("keep", [0, 60])
-def test_an_unreadable_picture_is_named(tmp_path, digits, keep):
-    write_digits(tmp_path, digits, by_digit=False)
-    broken = tmp_path / "00007.png"
-    broken.write_bytes(broken.read_bytes()[:keep])
-    with pytest.raises(UserError, match=f"cannot read the picture {broken} "):
+def test_pictures_that_cannot_be_used_are_left_out_and_counted(tmp_path, digits, capsys):
+    write_digits(tmp_path, digits)
+    as_they_were = as_set(*everything(ready(tmp_path)))
+    good = (tmp_path / "0" / "00003.png").read_bytes()
+    folder = tmp_path / "0"
+    for name, content in {
+        "empty.png": b"",
+        "cut.png": good[: len(good) // 2],
+        "text.png": b"no picture",
+        "program.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "bad.png": good[:40] + b"\0\0" + good[42:],
+        "huge.png": good[:16] + struct.pack(">II", 20_000, 20_000) + good[24:],
+        "large.png": good[:16] + struct.pack(">II", 10_000, 10_000) + good[24:],
+        "no width.png": good[:16] + bytes(4) + good[20:],
+    }.items():
+        (folder / name).write_bytes(content)
+    assert as_set(*everything(ready(tmp_path))) == as_they_were
+    out = capsys.readouterr().out
+    assert out.startswith(f"{tmp_path}: 40 pictures; left out: 8 that cannot be used, such as {folder / 'bad.png'}: ")
+    assert out.count("\n") == 1
+    for path in tmp_path.glob("*/0*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"there is no picture in .* that can be read. left out: 8 that"):
         ready(tmp_path)
+
+
+def test_a_large_picture_is_used(tmp_path):
+    Image.new("L", (2500, 2000), 200).save(tmp_path / "a.png")
+    assert read_pictures(tmp_path, (1, 8, 8), lambda picture: picture.resize((8, 8))).images.unique().tolist() == [200]
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"image_channels": 2}, {"validation_fraction": 0.0}, {"validation_fraction": 0.5, "test_fraction": 0.5}],
 )
-def test_settings_without_sense_are_refused(tmp_path, settings):
+def test_invalid_settings_are_refused(tmp_path, settings):
     with pytest.raises(ValueError, match=r"image_channels=2|must be above 0, and below 1 together"):
         ImageFolder(tmp_path, **settings)

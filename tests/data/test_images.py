@@ -9,7 +9,7 @@ from ddpm.errors import UserError
 
 
 class Numbers(ImageData):
-    """Image i is filled with i, its label is i."""
+    """Image i has the value i in all pixels and the label i."""
 
     def load(self):
         images = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(60, 2, 4, 6)
@@ -34,6 +34,12 @@ def test_all_256_values_survive_the_model_range():
 def test_to_uint8_rounds_and_clamps():
     x = torch.tensor([-3.0, -1.0, -1 + 0.49 / 127.5, -1 + 0.51 / 127.5, 1.0, 7.0])
     assert to_uint8(x).tolist() == [0, 0, 0, 1, 255, 255]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_no_pixels(value):
+    with pytest.raises(UserError, match="NaN or infinity"):
+        to_uint8(torch.tensor([0.0, value]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -83,7 +89,7 @@ def test_images_of_another_shape_than_said_are_refused(settings):
 
 
 def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="whole number of images, at least one"):
+    with pytest.raises(ValueError, match="must be a whole number"):
         Numbers(0, 2, (4, 6))
 
 
@@ -98,5 +104,5 @@ def test_images_on_the_device_are_fetched_there():
 
 
 def test_images_on_the_device_take_no_workers():
-    with pytest.raises(ValueError, match="on_device=true takes no workers"):
+    with pytest.raises(ValueError, match="on_device=true needs num_workers=0"):
         numbers(on_device=True, num_workers=2)

@@ -90,7 +90,7 @@ def test_the_mini_set_is_the_first_images_of_each_digit(real_mnist):
             seen[digit] += 1
             if seen[digit] <= count:
                 first.append(i)
-        # Validation has the last ones of each digit, so that the order is kept within each.
+        # Validation has the last images of each digit, so the order is kept within each digit.
         mine, theirs = labels.argsort(stable=True), torch.tensor(first)[all_labels[first].argsort(stable=True)]
         assert torch.equal(images[mine], all_images[theirs])
         assert torch.equal(labels[mine], all_labels[theirs])
@@ -100,11 +100,11 @@ def test_the_script_makes_the_embedded_files(real_mnist, tmp_path):
     subprocess.run([sys.executable, SCRIPT, real_mnist, tmp_path], check=True, capture_output=True)
     for name in FILES:
         made, embedded = ((folder / f"{name}.gz").read_bytes() for folder in (tmp_path, EMBEDDED))
-        # Not the packed bytes: they may differ from one zlib to another.
+        # The packed bytes may differ between versions of zlib.
         assert gzip.decompress(made) == gzip.decompress(embedded)
 
 
-def test_equal_arrays_make_equal_files(tmp_path):
+def test_equal_arrays_give_equal_files(tmp_path):
     array = torch.arange(60, dtype=torch.uint8).view(3, 4, 5)
     write_idx(tmp_path / "a.gz", array)
     write_idx(tmp_path / "another name.gz", array)
@@ -134,7 +134,7 @@ def test_fashion_mnist_as_debian_packages_it(tmp_path):
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_files_that_are_there_are_used_where_nothing_can_be_written(tmp_path, gzipped):
+def test_existing_files_are_used_in_a_read_only_folder(tmp_path, gzipped):
     raw = tmp_path / "MNIST" / "raw"
     write_small(raw, gzipped)
     raw.chmod(0o500)
@@ -142,7 +142,7 @@ def test_files_that_are_there_are_used_where_nothing_can_be_written(tmp_path, gz
     assert [len(data.split(name).labels) for name in ("train", "validation", "test")] == [10, 2, 3]
 
 
-def test_absent_data_is_downloaded_once(mirror, tmp_path):
+def test_missing_data_is_downloaded_once(mirror, tmp_path):
     root = tmp_path / "new" / "root"
     data = ready(FashionMNIST(root, batch_size=4, validation_size=2))
     expected = read_idx(mirror / "t10k-images-idx3-ubyte.gz")
@@ -153,7 +153,7 @@ def test_absent_data_is_downloaded_once(mirror, tmp_path):
 
 
 def test_without_data_and_network_the_remedies_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody answers there
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # no server listens there
     with pytest.raises(UserError) as caught:
         MNIST(tmp_path).prepare_data()
     message = str(caught.value)
@@ -163,10 +163,58 @@ def test_without_data_and_network_the_remedies_are_named(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_root_that_cannot_be_made_is_told_in_the_same_way(tmp_path):
+def test_a_root_that_cannot_be_made_gives_the_same_message(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"(?s)Not a directory|File exists.*data=mnist_mini"):
         MNIST(tmp_path / "file").prepare_data()
+
+
+RENAMED = {
+    "by browsers": [
+        "train-images-idx3-ubyte (1)",
+        "train-labels-idx1-ubyte.1",
+        "t10k-images-idx3-ubyte(2)",
+        "T10K-labels",
+    ],
+    "by Kaggle": ["a/train-images.idx3-ubyte", "train-labels/train-labels-idx1-ubyte", "t10k-images", "b/test-l"],
+    "with endings": ["train-images.gz", "train-labels.idx", "t10k-images-idx3-ubyte.gz.download", "t10k-labels.bin"],
+}
+
+
+@pytest.mark.parametrize("names", RENAMED.values(), ids=RENAMED.keys())
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("folder", ["MNIST/raw", "MNIST"])
+def test_renamed_files_are_recognised_by_their_content(tmp_path, names, gzipped, folder):
+    write_small(tmp_path / "MNIST" / "raw", gzipped)
+    expected = ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    for old, new in zip(FILES, names, strict=True):
+        target = tmp_path / folder / new
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / "MNIST" / "raw" / (f"{old}.gz" if gzipped else old), tmp_path / "moved")
+        shutil.move(tmp_path / "moved", target)
+        (target.parent / "train.txt").write_text("train images")
+    found = ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    for name in ("train", "validation", "test"):
+        assert all(map(torch.equal, found.split(name), expected.split(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("train-labels-idx1-ubyte", (11,)),
+        ("train-images-idx3-ubyte", (13, 28, 28)),
+        ("t10k-labels-idx1-ubyte", (3, 1)),
+        ("t10k-images-idx3-ubyte", (3, 784)),
+        ("t10k-images-idx3-ubyte", (0, 28, 28)),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path, name, shape):
+    raw = tmp_path / "MNIST" / "raw"
+    write_small(raw, gzipped=True)
+    write_idx(raw / f"{name}.gz", torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"expected \[N, 28, 28\] images and as many labels") as caught:
+        ready(MNIST(tmp_path, batch_size=4, validation_size=2))
+    assert f"{raw / name}.gz holds {list(shape)}" in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"<html>", lambda data: b""])
@@ -182,18 +230,18 @@ def test_a_damaged_file_is_named(tmp_path, damage, gzipped):
 
 @pytest.mark.parametrize("settings", [{"image_channels": 3}, {"image_size": 32}, {"image_size": [28, 32]}])
 @pytest.mark.parametrize("data", [partial(MNIST, "nowhere"), MNISTMini])
-def test_a_size_that_would_be_ignored_is_refused(data, settings):
+def test_another_image_size_is_refused(data, settings):
     with pytest.raises(ValueError, match="image_channels=1 and image_size=28"):
         data(**settings)
 
 
 @pytest.mark.parametrize("validation_size", [10_000, 20_000])
-def test_a_validation_set_that_leaves_no_batch_is_refused(validation_size):
+def test_a_validation_set_that_leaves_no_training_image_is_refused(validation_size):
     with pytest.raises(UserError, match="leaves no image of 10000 to train on"):
         ready(MNISTMini(validation_size=validation_size))
 
 
-def test_the_small_validation_set_has_all_digits_equally():
+def test_the_validation_set_of_mnist_mini_has_equally_many_of_each_digit():
     data = ready(MNISTMini(validation_size=1000))
     assert data.split("validation").labels.bincount().tolist() == [100] * 10
     assert data.split("train").labels.bincount().tolist() == [900] * 10

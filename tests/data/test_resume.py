@@ -1,4 +1,4 @@
-"""A real Trainer, stopped and resumed anywhere, sees the images that the uninterrupted one sees."""
+"""A Trainer that is stopped and resumed anywhere gets the same images as an uninterrupted one."""
 
 from itertools import chain
 
@@ -18,7 +18,7 @@ STEPS = 17  # three epochs, and two batches of a fourth
 
 
 class Numbers(ImageData):
-    """Image i is filled with i."""
+    """Image i has the value i in all pixels."""
 
     def load(self):
         images = torch.arange(100, dtype=torch.uint8)[:, None, None, None]
@@ -28,7 +28,7 @@ class Numbers(ImageData):
 
 
 class Recorder(L.LightningModule):
-    """Remembers (batches before this one, images) of training.
+    """Records (number of earlier batches, images) for each training batch.
 
     Not `current_epoch` and `batch_idx`: Lightning itself numbers the batches otherwise after some resumes.
     """
@@ -66,7 +66,7 @@ class SaveAtEnd(L.Callback):
 
 
 def fit(folder, max_steps=STEPS, resume=None, num_workers=0, **trainer):
-    """Train, with checkpoints after each batch `step=….ckpt` in a new `folder`, and one `end.ckpt` when all is done."""
+    """Trains with a checkpoint `step=….ckpt` after each batch in a new `folder`, and one `end.ckpt` at the end."""
     model = Recorder()
     L.Trainer(
         accelerator="cpu",
@@ -86,7 +86,7 @@ def fit(folder, max_steps=STEPS, resume=None, num_workers=0, **trainer):
     return model
 
 
-def test_an_uninterrupted_run_sees_every_epoch_in_another_order(tmp_path):
+def test_each_epoch_has_another_order(tmp_path):
     seen = fit(tmp_path).seen
     assert [before for before, _ in seen] == list(range(STEPS))
     epochs = [list(chain(*(images for before, images in seen if before // BATCHES == e))) for e in range(3)]
@@ -94,7 +94,7 @@ def test_an_uninterrupted_run_sees_every_epoch_in_another_order(tmp_path):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_neither_validation_nor_workers_change_what_training_sees(tmp_path):
+def test_validation_and_workers_do_not_change_the_training_images(tmp_path):
     plain = fit(tmp_path / "plain", **NEVER).seen
     validated = fit(tmp_path / "validated", num_workers=2, **OFTEN)
     assert validated.seen == plain
@@ -112,10 +112,10 @@ def test_every_checkpoint_resumes_exactly(tmp_path, validation):
 @pytest.mark.parametrize("checkpoint", ["step={}.ckpt", "end.ckpt"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("validation", [NEVER, OFTEN])
-def test_a_run_that_is_stopped_again_and_again_misses_nothing(tmp_path, num_workers, validation, checkpoint):
+def test_a_run_that_is_stopped_many_times_gets_the_same_images(tmp_path, num_workers, validation, checkpoint):
     whole = fit(tmp_path / "whole", **validation).seen
     seen, resume = [], None
-    # In the middle, before the last batch, on it, one after it, on the last again, a whole epoch on, the end.
+    # In the middle of an epoch, before its last batch, on it, after it, on the last again, an epoch later, at the end.
     for stop in (3, 4, 5, 6, 10, 15, STEPS):
         folder = tmp_path / str(stop)
         seen += fit(folder, stop, resume, num_workers, **validation).seen
@@ -123,13 +123,13 @@ def test_a_run_that_is_stopped_again_and_again_misses_nothing(tmp_path, num_work
     assert seen == whole
 
 
-def test_overfitting_sees_the_same_batches_in_every_epoch(tmp_path):
+def test_overfitting_has_the_same_batches_in_every_epoch(tmp_path):
     seen = [images for _, images in fit(tmp_path, 6, overfit_batches=2).seen]
     assert seen == seen[:2] * 3
     assert seen[0] != seen[1]
 
 
-def test_a_batch_must_divide_by_the_number_of_processes():
+def test_a_batch_size_must_be_divisible_by_the_number_of_processes():
     data = Numbers(9, 1, 1)
     data.setup()
     data.trainer = L.Trainer(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)

@@ -1,4 +1,4 @@
-"""Machines that this one is not."""
+"""A fixture that simulates other machines."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Pretend that the machine has so many devices, and a processor with these abilities."""
+    """Simulates a machine with these numbers of devices and a CPU with these instructions."""
 
     def pretend(
         cuda: int = 0,

@@ -22,7 +22,7 @@ from ddpm.devices import device_name, lightning_arguments
         ({"amx": True, "mps": True}, "mps", "32-true"),
     ],
 )
-def test_bfloat16_where_the_device_is_fast_in_it(machine, abilities, accelerator, precision):
+def test_auto_is_bfloat16_if_the_device_is_faster_with_it(machine, abilities, accelerator, precision):
     machine(**abilities)
     assert lightning_arguments(accelerator)["precision"] == precision
 
@@ -36,7 +36,7 @@ def test_bfloat16_where_the_device_is_fast_in_it(machine, abilities, accelerator
         ("16-mixed", "mps"),
     ],
 )  # fmt: skip
-def test_what_the_user_says_counts(machine, precision, accelerator):
+def test_an_explicit_precision_is_unchanged(machine, precision, accelerator):
     machine(cuda=1, xpu=1, mps=True)
     assert lightning_arguments(accelerator, precision=precision)["precision"] == precision
 
@@ -50,18 +50,18 @@ def test_what_the_user_says_counts(machine, precision, accelerator):
         ("64-true", "cpu", "64-true is none of auto, 32-true"),
     ],
 )
-def test_a_precision_that_the_device_or_the_chain_lacks_is_refused(machine, precision, accelerator, message):
+def test_a_precision_that_the_device_lacks_is_refused(machine, precision, accelerator, message):
     machine(cuda=1, xpu=1, cuda_bf16=False)
     with pytest.raises(ValueError, match=message):
         lightning_arguments(accelerator, precision=precision)
 
 
-def test_the_name_of_a_cpu_tells_the_threads():
+def test_the_name_of_a_cpu_has_the_number_of_threads():
     assert device_name(torch.device("cpu")).startswith("cpu: ")
     assert f"{torch.get_num_threads()} threads" in device_name(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
-def test_the_name_of_a_gpu_is_its_makers(monkeypatch, kind):
+def test_the_name_of_a_gpu_is_that_of_its_driver(monkeypatch, kind):
     monkeypatch.setattr(getattr(torch, kind), "get_device_name", lambda device: f"maker's name of {device}")
     assert device_name(torch.device(kind, 1)) == f"maker's name of {kind}:1"

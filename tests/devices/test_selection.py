@@ -21,7 +21,7 @@ from ddpm.devices import lightning_arguments
         ({"cuda": 1, "xpu": 1, "mps": True}, "cuda"),
     ],
 )
-def test_auto_takes_cuda_then_xpu_then_mps_then_the_processor(machine, there, taken):
+def test_auto_prefers_cuda_then_xpu_then_mps_then_cpu(machine, there, taken):
     machine(**there)
     assert lightning_arguments()["accelerator"] == taken
     if taken != "cpu":
@@ -43,19 +43,19 @@ def test_auto_takes_cuda_then_xpu_then_mps_then_the_processor(machine, there, ta
         (1, 2, "ddp_xpu"),
     ],
 )
-def test_xpus_have_strategies_of_their_own(machine, devices, num_nodes, strategy):
+def test_xpus_have_their_own_strategies(machine, devices, num_nodes, strategy):
     machine(xpu=2)
     assert lightning_arguments("xpu", devices, num_nodes)["strategy"] == strategy
 
 
-def test_of_other_devices_lightning_knows_the_strategies(machine):
+def test_other_devices_have_strategies_of_lightning(machine):
     machine(cuda=2)
     for accelerator in ("cuda", "cpu"):
         assert lightning_arguments(accelerator, 2)["strategy"] == "auto"
         assert lightning_arguments(accelerator, 2, strategy="ddp")["strategy"] == "ddp"
 
 
-def test_ddp_by_name_is_that_of_the_device_in_one_process_too(machine):
+def test_ddp_by_name_is_that_of_the_device_even_in_one_process(machine):
     machine(xpu=1)
     assert lightning_arguments("xpu", strategy="ddp")["strategy"] == "ddp_xpu"
 
@@ -72,7 +72,7 @@ def test_ddp_by_name_is_that_of_the_device_in_one_process_too(machine):
         ({"accelerator": "cpu", "devices": [0, 1]}, ["devices=[0, 1] does not fit accelerator=cpu"]),
     ],
 )
-def test_what_is_not_there_is_told_in_one_line(machine, arguments, words):
+def test_a_missing_device_is_refused_in_one_line(machine, arguments, words):
     machine()
     with pytest.raises(ValueError, match="accelerator") as error:
         lightning_arguments(**arguments)
@@ -83,13 +83,13 @@ def test_what_is_not_there_is_told_in_one_line(machine, arguments, words):
 
 @pytest.mark.parametrize("accelerator", ["cuda", "xpu"])
 @pytest.mark.parametrize("devices", [3, "3", [2], [0, 0], "0,2", 0, "0", [], -2, "two"])
-def test_devices_beyond_those_of_the_machine_are_refused(machine, accelerator, devices):
+def test_more_devices_than_the_machine_has_are_refused(machine, accelerator, devices):
     machine(cuda=2, xpu=2)
     with pytest.raises(ValueError, match=f"does not fit accelerator={accelerator}: this machine has 2"):
         lightning_arguments(accelerator, devices)
 
 
-def test_on_the_processor_devices_are_processes_any_number(machine):
+def test_devices_of_the_cpu_are_any_number_of_processes(machine):
     machine()
     assert lightning_arguments("cpu", 99)["devices"] == 99
 
@@ -116,7 +116,7 @@ def test_a_strategy_that_the_device_lacks_is_refused(machine, arguments, message
 
 
 def test_another_project_can_copy_the_folder():
-    """It imports nothing but Python's own, torch, Lightning and itself."""
+    """It imports only the standard library, torch, Lightning and itself."""
     imported = set()
     for path in Path(devices.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

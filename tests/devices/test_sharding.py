@@ -1,4 +1,4 @@
-"""FSDP in two processes: the weights of DDP, half of them in each, and the same checkpoints."""
+"""FSDP in two processes gives the weights and the checkpoints of DDP; each process stores half of the weights."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def in_two_processes(folder: Path, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_training_is_that_of_ddp_and_goes_on_in_one_process(tmp_path):
+def test_sharded_training_equals_ddp_and_continues_in_one_process(tmp_path):
     for strategy in ("ddp", "fsdp"):
         in_two_processes(tmp_path, strategy)
     ddp, fsdp = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("ddp", "fsdp"))

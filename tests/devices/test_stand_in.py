@@ -1,4 +1,4 @@
-"""Training under the name of XPUs, on processors: everything but the silicon."""
+"""Training on CPUs that are registered as XPUs: everything but the hardware is tested."""
 
 import os
 import subprocess
@@ -36,18 +36,18 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_is_that_of_the_processor_in_either_precision(precision):
+def test_training_equals_that_on_the_cpu_in_both_precisions(precision):
     on_xpu = train(3, accelerator="xpu", precision=precision)
     assert type(on_xpu.strategy) is SingleXPUStrategy
     assert equal(weights(on_xpu), weights(train(3, accelerator="cpu", precision=precision)))
 
 
-def test_bfloat16_makes_a_difference():
+def test_bfloat16_changes_the_result():
     assert not equal(weights(train(3, accelerator="xpu", precision="bf16-mixed")), weights(train(3, **XPU)))
 
 
 @pytest.mark.parametrize(("first", "then"), [(XPU, XPU), (XPU, CPU), (CPU, XPU)])
-def test_a_run_goes_on_from_one_device_to_another(tmp_path, monkeypatch, first, then):
+def test_a_run_continues_on_another_device(tmp_path, monkeypatch, first, then):
     trainer = train(2, **first)
     with monkeypatch.context() as patch:
         if first is XPU:  # as torch marks what lay on an XPU
@@ -69,7 +69,7 @@ def test_fabric_autocasts_on_the_device(precision):
     assert output.dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_give_the_result_of_one(tmp_path):
     path = tmp_path / "two.ckpt"
     helpers = Path(stand_in.__file__).parent
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What Lightning makes of our XPUs, with `torch.xpu` pretended: devices, autocast, process group, DDP."""
+"""XPUs in Lightning with a mocked `torch.xpu`: devices, autocast, process group, DDP."""
 
 import lightning as L
 import pytest
@@ -11,7 +11,7 @@ from ddpm.devices.xpu import XPUAccelerator
 
 @pytest.fixture(params=["Trainer", "Fabric"])
 def strategy_of(request, machine):
-    """The strategy that Trainer or Fabric has with these settings, on a machine with four XPUs."""
+    """Returns the strategy of Trainer or Fabric with these settings, on a simulated machine with four XPUs."""
     machine(xpu=4)
 
     def build(devices, num_nodes=1, precision="auto"):
@@ -25,7 +25,7 @@ def strategy_of(request, machine):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What is asked of torch, by name, instead of doing it."""
+    """Records the names of the calls to torch instead of making them."""
     made = {}
 
     def record(owner, name):
@@ -41,7 +41,7 @@ def calls(monkeypatch):
     ("devices", "num_nodes", "first", "processes"),
     [(1, 1, 0, 1), ([2], 1, 2, 1), ("3,", 1, 3, 1), (2, 1, 0, 2), ([3, 1], 1, 3, 2), (-1, 1, 0, 4), (2, 3, 0, 6)],
 )
-def test_the_devices_that_were_asked_for(strategy_of, devices, num_nodes, first, processes):
+def test_the_requested_devices_are_used(strategy_of, devices, num_nodes, first, processes):
     strategy = strategy_of(devices, num_nodes)
     assert isinstance(strategy.accelerator, XPUAccelerator)
     assert strategy.root_device == torch.device("xpu", first)
@@ -49,20 +49,20 @@ def test_the_devices_that_were_asked_for(strategy_of, devices, num_nodes, first,
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_bfloat16_is_autocast_on_xpus(strategy_of, devices):
+def test_bfloat16_uses_autocast_for_xpus(strategy_of, devices):
     strategy = strategy_of(devices)
     plugin = getattr(strategy, "precision_plugin", None) or strategy.precision
     assert (plugin.precision, plugin.device, plugin.scaler) == ("bf16-mixed", "xpu", None)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_float32_is_plain(strategy_of, devices):
+def test_float32_uses_no_autocast(strategy_of, devices):
     strategy = strategy_of(devices, precision="32-true")
     plugin = getattr(strategy, "precision_plugin", None) or strategy.precision
     assert plugin.precision == "32-true"
 
 
-def test_several_processes_talk_through_xccl_each_on_its_device(strategy_of, calls, monkeypatch):
+def test_several_processes_use_xccl_each_on_its_device(strategy_of, calls, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
     strategy = strategy_of([3, 1])
@@ -79,7 +79,7 @@ def test_one_device_needs_no_process_group(strategy_of, calls):
 
 
 def test_ddp_opens_no_cuda_stream(strategy_of, monkeypatch):
-    """If this fails, Lightning opens the stream under another condition than that of device ids."""
+    """A failure means that Lightning no longer decides by the device ids whether it opens the stream."""
     for module in ("pytorch", "fabric"):
         monkeypatch.setattr(f"lightning.{module}.strategies.ddp.DistributedDataParallel", lambda **kwargs: kwargs)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: pytest.fail("there is no CUDA"))
@@ -89,7 +89,7 @@ def test_ddp_opens_no_cuda_stream(strategy_of, monkeypatch):
     assert wrap(model) == {"module": model, "device_ids": None}
 
 
-def test_the_accelerator_keeps_to_xpus_and_gives_their_memory_back(calls, monkeypatch):
+def test_the_accelerator_refuses_other_devices_and_frees_memory(calls, monkeypatch):
     accelerator = XPUAccelerator()
     with pytest.raises(MisconfigurationException, match="an XPU, got cuda:0"):
         accelerator.setup_device(torch.device("cuda", 0))
@@ -99,7 +99,7 @@ def test_the_accelerator_keeps_to_xpus_and_gives_their_memory_back(calls, monkey
     assert accelerator.get_device_stats(torch.device("xpu", 7)) == {"allocated_bytes.all.current": 7}
 
 
-def test_a_seed_reaches_the_generators_of_xpus(monkeypatch):
+def test_a_seed_sets_the_generators_of_xpus(monkeypatch):
     seeds = []
     monkeypatch.setattr(torch.xpu, "manual_seed_all", seeds.append)
     torch.manual_seed(5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Few and always the same examples: a red run means the code changed, not the draw.
+# The same few examples in every run: a failure then comes from the code, not from the draw.
 settings.register_profile("deterministic", derandomize=True, database=None, max_examples=20, deadline=None)
 settings.load_profile("deterministic")
 
@@ -13,8 +13,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def as_users_run_it() -> Iterator[None]:
-    """Without the run-time checks of annotations, which would refuse bad arguments before our own messages."""
+def without_type_checks() -> Iterator[None]:
+    """Switches off the run-time checks of annotations, which the tests add, so that our own messages appear."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

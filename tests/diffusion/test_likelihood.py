@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from closed_forms import PREDICTIONS, VARIANCES, Chain, GaussianData, gaussian_kl, seeded_noise
+from closed_forms import PREDICTIONS, VARIANCES, Chain, GaussianData, gaussian_kl, seeded_randn_like
 from torch import Tensor
 
 from ddpm.diffusion import schedules
@@ -16,7 +16,7 @@ NATS = math.log(2)  # in one bit
 
 
 def reference_log_prob(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """log of Φ(upper) - Φ(lower) in float64, mirrored into the lower tail where nothing cancels."""
+    """Return log(Φ(upper) - Φ(lower)) in float64, mirrored into the lower tail, where no digits cancel."""
     std = variance.sqrt()
     lower = torch.where(x0 < -1 + 1e-3, -torch.inf, (x0 - 1 / 255 - mean) / std)
     upper = torch.where(x0 > 1 - 1e-3, torch.inf, (x0 + 1 / 255 - mean) / std)
@@ -27,7 +27,7 @@ def reference_log_prob(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def all_pixels_means_and_variances(variances: list[float], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """x0, mean [V, 7, 256, 1] and variance [V, 1, 1, 1]."""
+    """Return x0 [V, 7, 256, 1], mean [V, 7, 256, 1] and variance [V, 1, 1, 1]."""
     variance = torch.tensor(variances, dtype=torch.float64).view(-1, 1, 1, 1)
     shape = (len(variances), len(MEANS), 256, 1)
     x0, mean = PIXELS.view(1, 1, 256, 1).expand(shape), MEANS.view(1, -1, 1, 1).expand(shape)
@@ -44,7 +44,7 @@ def test_the_256_probabilities_sum_to_one(variance: float, dtype: torch.dtype, s
 
 
 def test_each_bin_holds_the_integral_of_the_density() -> None:
-    """Interior bins against 200 slices of the normal density, no error function involved."""
+    """Interior bins against a sum over 200 slices of the normal density, without the error function."""
     x0, mean, variance = all_pixels_means_and_variances([1e-3, 1e-2, 1.0, 100.0], torch.float64)
     slices = (torch.arange(200, dtype=torch.float64) + 0.5) / 200 * (2 / 255) - 1 / 255
     z2 = (x0.unsqueeze(-1) + slices - mean.unsqueeze(-1)) ** 2 / variance.unsqueeze(-1)
@@ -55,7 +55,7 @@ def test_each_bin_holds_the_integral_of_the_density() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_far_tails_are_accurate_down_to_hundreds_of_millions_of_nats(dtype: torch.dtype) -> None:
+def test_log_probabilities_below_minus_1e8_nats_are_accurate(dtype: torch.dtype) -> None:
     x0, mean, variance = all_pixels_means_and_variances([1e-8, 1e-6, 1e-4, 1e-2], dtype)
     actual = discretized_gaussian_log_prob(x0, mean, variance)
     expected = reference_log_prob(*(x.double() for x in (x0, mean, variance)))
@@ -63,19 +63,8 @@ def test_far_tails_are_accurate_down_to_hundreds_of_millions_of_nats(dtype: torc
     torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=2e-3)
 
 
-def test_both_tails_are_alike() -> None:
-    """Mirrored pixels and means give the same numbers: no side falls to a cancelled zero."""
-    x0, mean, variance = all_pixels_means_and_variances([1e-6, 1e-4, 1e-2], torch.float32)
-    torch.testing.assert_close(
-        discretized_gaussian_log_prob(x0, mean, variance),
-        discretized_gaussian_log_prob(-x0, -mean, variance),
-        rtol=1e-3,
-        atol=1e-3,
-    )
-
-
-# A quadratic has the same mean over N(m, s²) as over the two points m ± s. So one 2×2 image of all pairs
-# (x0 = m ± s, noise = ±1) turns every expectation below into an exact average over its four pixels.
+# A quadratic function has the same mean over N(m, s²) as over the two points m ± s. So the mean over the four pixels
+# of a 2×2 image with all pairs (x0 = m ± s, eps = ±1) is exactly the expectation in the tests below.
 
 HIGH, LOW = PIXELS[190].item(), PIXELS[80].item()
 DATA = GaussianData(mean=(HIGH + LOW) / 2, std=(HIGH - LOW) / 2)
@@ -98,14 +87,14 @@ def gaussian_case(variance: Variance, prediction: Prediction = "epsilon") -> tup
         x0_mse=DATA.x0_variance(chain.alpha_bars),
         clip_x0=False,
     )
-    return diffusion, chain, chain.denoiser(prediction, DATA.best_x0)
+    return diffusion, chain, chain.network(prediction, DATA.best_x0)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_gaussian_data_with_the_optimal_variance_reach_the_information_bound(prediction: Prediction) -> None:
     """prior + Σ KL = h(x_0) - h(x_0|x_1) + KL(q_T ‖ N(0, 1)), where x_1 is the least noisy latent (t = 0)."""
-    diffusion, chain, denoise = gaussian_case("optimal", prediction)
-    terms = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
+    diffusion, chain, network = gaussian_case("optimal", prediction)
+    terms = vlb_terms(network, diffusion, IMAGE, randn_like=signs)
     ab = chain.alpha_bars
     information = 0.5 * torch.log(DATA.std**2 / DATA.x0_variance(ab[0]))
     one = torch.ones((), dtype=torch.float64)
@@ -115,9 +104,9 @@ def test_gaussian_data_with_the_optimal_variance_reach_the_information_bound(pre
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_gaussian_data_give_each_kl_its_closed_form(variance: Variance) -> None:
-    diffusion, chain, denoise = gaussian_case(variance)
-    terms = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
+def test_each_kl_of_gaussian_data_is_its_closed_form(variance: Variance) -> None:
+    diffusion, chain, network = gaussian_case(variance)
+    terms = vlb_terms(network, diffusion, IMAGE, randn_like=signs)
     assert terms.kl.shape == (1, T - 1)
     mse = DATA.x0_variance(chain.alpha_bars)
     sigma2 = chain.reverse_variance(variance, mse)[1:]
@@ -126,34 +115,34 @@ def test_gaussian_data_give_each_kl_its_closed_form(variance: Variance) -> None:
     torch.testing.assert_close(terms.kl[0].double(), expected / NATS, rtol=2e-3, atol=1e-6)
 
 
-def test_other_variances_only_loosen_the_bound() -> None:
+def test_small_and_large_variance_give_a_looser_bound() -> None:
     sums = {}
     for variance in VARIANCES:
-        diffusion, _, denoise = gaussian_case(variance)
-        sums[variance] = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs).kl.sum().item()
+        diffusion, _, network = gaussian_case(variance)
+        sums[variance] = vlb_terms(network, diffusion, IMAGE, randn_like=signs).kl.sum().item()
     assert sums["small"] > 1.01 * sums["optimal"]
     assert sums["large"] > 1.01 * sums["optimal"]
 
 
-def test_all_variances_at_once_are_each_by_itself_and_ask_the_network_once() -> None:
+def test_the_terms_under_several_variances_need_one_network_call_per_timestep() -> None:
     cases = [gaussian_case(variance) for variance in VARIANCES]
-    asked = []
+    called = []
 
-    def listening(x_t: Tensor, t: Tensor) -> Tensor:
-        asked.append(t)
+    def recording(x_t: Tensor, t: Tensor) -> Tensor:
+        called.append(t)
         return cases[0][2](x_t, t)
 
-    together = vlb_terms_under(listening, [diffusion for diffusion, _, _ in cases], IMAGE, randn_like=signs)
-    assert len(asked) == T
-    for terms, (diffusion, _, denoise) in zip(together, cases, strict=True):
-        alone = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
+    together = vlb_terms_under(recording, [diffusion for diffusion, _, _ in cases], IMAGE, randn_like=signs)
+    assert len(called) == T
+    for terms, (diffusion, _, network) in zip(together, cases, strict=True):
+        alone = vlb_terms(network, diffusion, IMAGE, randn_like=signs)
         assert all(torch.equal(one, other) for one, other in zip(terms, alone, strict=True))
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_reconstruction_is_the_discretised_gaussian_at_t_0(variance: Variance) -> None:
-    diffusion, chain, denoise = gaussian_case(variance)
-    terms = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
+    diffusion, chain, network = gaussian_case(variance)
+    terms = vlb_terms(network, diffusion, IMAGE, randn_like=signs)
     ab = chain.alpha_bars[0]
     x_1 = ab.sqrt() * IMAGE + (1 - ab).sqrt() * SIGNS
     sigma2 = chain.reverse_variance(variance, DATA.x0_variance(chain.alpha_bars))[0]
@@ -165,7 +154,7 @@ def test_the_reconstruction_is_the_discretised_gaussian_at_t_0(variance: Varianc
 def test_the_prior_is_the_closed_form_of_each_image() -> None:
     betas = schedules.linear(T)
     diffusion = GaussianDiffusion(betas)
-    x0 = seeded_noise(0)(torch.empty(5, 2, 3, 4))
+    x0 = seeded_randn_like(0)(torch.empty(5, 2, 3, 4))
     ab = torch.cumprod(1 - betas, 0)[-1]
     one = torch.ones((), dtype=torch.float64)
     nats = gaussian_kl(ab.sqrt() * x0.double(), 1 - ab, 0 * one, one).mean(dim=(1, 2, 3))
@@ -176,17 +165,17 @@ def test_the_prior_is_the_closed_form_of_each_image() -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("clip_x0", [True, False])
-def test_a_single_known_image_costs_nothing_but_its_prior(prediction: Prediction, clip_x0: bool) -> None:
+def test_every_kl_of_a_single_known_image_is_0(prediction: Prediction, clip_x0: bool) -> None:
     betas = schedules.linear(T)
-    image = seeded_noise(0)(torch.empty(1, 1, 8, 8)).clamp(-1, 1)
+    image = seeded_randn_like(0)(torch.empty(1, 1, 8, 8)).clamp(-1, 1)
     diffusion = GaussianDiffusion(betas, prediction=prediction, clip_x0=clip_x0)
-    denoise = Chain.of_betas(betas).denoiser(prediction, lambda x, ab: image.double().expand_as(x))
-    terms = vlb_terms(denoise, diffusion, image, randn_like=seeded_noise(1))
+    network = Chain.of_betas(betas).network(prediction, lambda x, ab: image.double().expand_as(x))
+    terms = vlb_terms(network, diffusion, image, randn_like=seeded_randn_like(1))
     assert terms.kl.abs().max() < 1e-6
 
 
-def test_clipping_enters_the_bound_through_the_reverse_mean() -> None:
-    """A network that says 3 for a white image costs nothing where x0 is clipped to 1."""
+def test_clip_x0_changes_the_bound() -> None:
+    """A network that predicts x0 = 3 for a white image has KL 0 with clipping to 1, and more without."""
     kl = {}
     for clip_x0 in (True, False):
         diffusion = GaussianDiffusion(schedules.linear(T), prediction="x0", clip_x0=clip_x0)
@@ -198,70 +187,55 @@ def test_clipping_enters_the_bound_through_the_reverse_mean() -> None:
     torch.testing.assert_close(kl[False][0].double(), expected, rtol=1e-3, atol=1e-7)
 
 
-def test_totals_over_stratified_subsets_average_to_the_whole() -> None:
-    diffusion, _, denoise = gaussian_case("large")
-    whole = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs)
+def test_totals_over_stratified_subsets_average_to_the_full_total() -> None:
+    diffusion, _, network = gaussian_case("large")
+    whole = vlb_terms(network, diffusion, IMAGE, randn_like=signs)
     total = whole.prior + whole.kl.sum(dim=1) + whole.reconstruction
     torch.testing.assert_close(whole.total(T), total, rtol=1e-5, atol=0)
 
     for size in (1, 3, 13):  # divisors of T - 1 = 39
         starts = 1 + torch.arange(size) * (39 // size)
         totals = [
-            vlb_terms(denoise, diffusion, IMAGE, timesteps=starts + shift, randn_like=signs).total(T)
+            vlb_terms(network, diffusion, IMAGE, timesteps=starts + shift, randn_like=signs).total(T)
             for shift in range(39 // size)
         ]
         torch.testing.assert_close(torch.stack(totals).mean(dim=0), total, rtol=1e-5, atol=0)
 
 
-def test_columns_belong_to_the_timesteps_asked_for() -> None:
-    diffusion, _, denoise = gaussian_case("small")
-    whole = vlb_terms(denoise, diffusion, IMAGE, randn_like=signs).kl[0]
+def test_the_columns_of_kl_are_in_the_order_of_the_timesteps() -> None:
+    diffusion, _, network = gaussian_case("small")
+    whole = vlb_terms(network, diffusion, IMAGE, randn_like=signs).kl[0]
     for chosen in ([7], [30, 2, 39], [1, 1]):
-        some = vlb_terms(denoise, diffusion, IMAGE, timesteps=torch.tensor(chosen), randn_like=signs).kl
+        some = vlb_terms(network, diffusion, IMAGE, timesteps=torch.tensor(chosen), randn_like=signs).kl
         assert some.shape == (1, len(chosen))
         torch.testing.assert_close(some[0], whole[[t - 1 for t in chosen]], rtol=1e-4, atol=1e-8)
 
 
 def test_every_image_may_have_its_own_timesteps() -> None:
-    diffusion, _, denoise = gaussian_case("small")
+    diffusion, _, network = gaussian_case("small")
     images = torch.cat([IMAGE, -IMAGE, IMAGE * 0.5])
     own = torch.tensor([[1, 5], [9, 39], [20, 3]])
-    together = vlb_terms(denoise, diffusion, images, timesteps=own, randn_like=signs)
+    together = vlb_terms(network, diffusion, images, timesteps=own, randn_like=signs)
     for i in range(3):
-        alone = vlb_terms(denoise, diffusion, images[i : i + 1], timesteps=own[i], randn_like=signs)
+        alone = vlb_terms(network, diffusion, images[i : i + 1], timesteps=own[i], randn_like=signs)
         for name in ("prior", "kl", "reconstruction"):
             torch.testing.assert_close(getattr(together, name)[i], getattr(alone, name)[0], rtol=1e-4, atol=1e-7)
 
 
-def test_the_network_is_asked_at_the_timesteps_and_once_at_0() -> None:
-    diffusion, _, denoise = gaussian_case("small")
-    asked = []
+def test_the_network_is_called_at_the_timesteps_and_once_at_0() -> None:
+    diffusion, _, network = gaussian_case("small")
+    called = []
 
-    def listening(x_t: Tensor, t: Tensor) -> Tensor:
+    def recording(x_t: Tensor, t: Tensor) -> Tensor:
         assert t.dtype == torch.int64
-        asked.extend(t.tolist())
-        return denoise(x_t, t)
+        called.extend(t.tolist())
+        return network(x_t, t)
 
-    vlb_terms(listening, diffusion, IMAGE, timesteps=torch.tensor([4, 39]), randn_like=signs)
-    assert sorted(asked) == [0, 4, 39]
-
-
-def test_random_noise_averages_to_the_same_bound() -> None:
-    """The same information bound from honest draws of data and noise, within their spread."""
-    diffusion, chain, denoise = gaussian_case("optimal")
-    draw = seeded_noise(0)
-    x0 = (DATA.mean + DATA.std * draw(torch.empty(64, 1, 32, 32))).float()
-    terms = vlb_terms(denoise, diffusion, x0, randn_like=draw)
-    totals = (terms.prior + terms.kl.sum(dim=1)).double()
-    ab = chain.alpha_bars
-    one = torch.ones((), dtype=torch.float64)
-    leftover = gaussian_kl(*DATA.marginal(ab[-1]), 0 * one, one)
-    bound = (0.5 * torch.log(DATA.std**2 / DATA.x0_variance(ab[0])) + leftover).item() / NATS
-    assert abs(totals.mean().item() - bound) < 4 * totals.std().item() / 8
-    assert totals.std().item() / 8 < 0.01 * bound
+    vlb_terms(recording, diffusion, IMAGE, timesteps=torch.tensor([4, 39]), randn_like=signs)
+    assert sorted(called) == [0, 4, 39]
 
 
-def test_a_chain_of_one_step_has_a_prior_and_a_reconstruction_and_nothing_between() -> None:
+def test_a_chain_of_one_step_has_a_prior_and_a_reconstruction_alone() -> None:
     diffusion = GaussianDiffusion(torch.tensor([0.999], dtype=torch.float64), prediction="x0")
     terms = vlb_terms(lambda x, t: torch.zeros_like(x), diffusion, IMAGE)
     assert terms.kl.shape == (1, 0)

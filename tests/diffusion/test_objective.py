@@ -10,7 +10,7 @@ from closed_forms import (
     column,
     gaussian_kl,
     network_that_returns,
-    seeded_noise,
+    seeded_randn_like,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,14 +31,14 @@ def x0_mse() -> Tensor:
 def wrong_guess(
     prediction: Prediction, variance: Variance = "small"
 ) -> tuple[GaussianDiffusion, Chain, tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Every t at once, with a network whose x0 is off by about a half."""
+    """Return one image for each t and the output of a network whose x0 is wrong by 0.5."""
     diffusion = GaussianDiffusion(
         schedules.linear(T), prediction=prediction, variance=variance, x0_mse=x0_mse(), clip_x0=True
     )
     chain = Chain.of(diffusion.alpha_bars)
     t = torch.arange(T)
-    noise = seeded_noise(0)
-    x0, eps, error = (noise(torch.empty(T, 1, 3, 3)) for _ in range(3))
+    randn_like = seeded_randn_like(0)
+    x0, eps, error = (randn_like(torch.empty(T, 1, 3, 3)) for _ in range(3))
     guess = x0 + 0.5 * error.sign()
     x_t = (column(chain.alpha_bars).sqrt() * x0 + (1 - column(chain.alpha_bars)).sqrt() * eps).float()
     output = chain.as_output(prediction, guess, x_t, t).float()
@@ -63,7 +63,7 @@ def test_simple_is_the_plain_mean_squared_error_of_the_output(prediction: Predic
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_vlb_is_the_kl_of_one_step_in_nats_per_pixel(prediction: Prediction, variance: Variance) -> None:
-    """Against KL(q(x_{t-1}|x_t, x_0) ‖ p(x_{t-1}|x_t)), of which a wrong variance is a constant part."""
+    """Against KL(q(x_{t-1}|x_t, x_0) ‖ p(x_{t-1}|x_t)) without the part that depends on the variances alone."""
     diffusion, chain, batch, guess = wrong_guess(prediction, variance)
     output, x0, x_t, t, eps = batch
     loss = VLB()(network_that_returns(output), diffusion, x0, t, eps)
@@ -122,12 +122,12 @@ def test_min_snr_weights_are_those_of_hang(gamma: float) -> None:
 @pytest.mark.parametrize("loss", [Simple(), VLB(), MinSNR()], ids=["simple", "vlb", "min_snr"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_losses_never_clip(loss: WeightedMSE, prediction: Prediction) -> None:
-    """A guess of 5 for a white pixel costs (5-1)² whether the reverse chain clips or not."""
+    """The loss of x0 = 5 for a white pixel is (5-1)², whether the reverse chain clips or not."""
     values = []
     for clip_x0 in (True, False):
         diffusion = GaussianDiffusion(schedules.linear(100), prediction=prediction, clip_x0=clip_x0)
         t = torch.arange(100)
-        x0, eps = torch.ones(100, 1, 1, 1), seeded_noise(0)(torch.empty(100, 1, 1, 1))
+        x0, eps = torch.ones(100, 1, 1, 1), seeded_randn_like(0)(torch.empty(100, 1, 1, 1))
         x_t = diffusion.q_sample(x0, t, eps)
         output = Chain.of(diffusion.alpha_bars).as_output(prediction, 5 * x0, x_t, t).float()
         values.append(loss(network_that_returns(output), diffusion, x0, t, eps))
@@ -155,7 +155,7 @@ def test_weights_are_positive_and_finite_for_any_chain(
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
-def test_weights_are_finite_without_any_signal_left_at_the_end(prediction: Prediction) -> None:
+def test_weights_are_finite_at_zero_terminal_snr(prediction: Prediction) -> None:
     betas = schedules.linear(50)
     betas[-1] = 1.0
     diffusion = GaussianDiffusion(betas, prediction=prediction)
@@ -163,7 +163,7 @@ def test_weights_are_finite_without_any_signal_left_at_the_end(prediction: Predi
         assert loss.weights(diffusion).isfinite().all()
 
 
-def test_uniform_draws_every_t_equally_the_last_included() -> None:
+def test_uniform_draws_every_t_equally_often() -> None:
     t = uniform(20_000, 20, torch.Generator().manual_seed(0))
     assert t.dtype == torch.int64
     assert t.shape == (20_000,)
@@ -178,21 +178,21 @@ def test_low_discrepancy_spreads_evenly_for_any_batch(num_steps: int, batch_size
     assert t.shape == (batch_size,)
     assert t.min() >= 0
     assert t.max() < num_steps
-    # Of points 1/B apart, the first k of T steps hold B·k/T, rounded up or down.
+    # The points are 1/B apart, so the first k of T timesteps hold B·k/T of them, rounded up or down.
     held = torch.bincount(t, minlength=num_steps).cumsum(0)
     share = batch_size * torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
     assert (held - share).abs().max() < 1 + 1e-6
 
 
 @pytest.mark.parametrize(("batch_size", "num_steps"), [(8, 8), (8, 1000), (50, 1000)])
-def test_low_discrepancy_holds_each_equal_slice_once(batch_size: int, num_steps: int) -> None:
+def test_low_discrepancy_draws_one_timestep_from_each_equal_interval(batch_size: int, num_steps: int) -> None:
     for seed in range(20):
         t = low_discrepancy(batch_size, num_steps, torch.Generator().manual_seed(seed))
         strata = t * batch_size // num_steps
         assert sorted(strata.tolist()) == list(range(batch_size))
 
 
-def test_low_discrepancy_is_uniform_at_each_place_of_the_batch() -> None:
+def test_low_discrepancy_is_uniform_at_each_position_of_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = torch.stack([low_discrepancy(3, 7, generator) for _ in range(7000)])
     for place in range(3):

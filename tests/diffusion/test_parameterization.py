@@ -1,10 +1,10 @@
-"""Round trips between what a network may predict, at every t of the chapter's chain."""
+"""Round trips between the prediction types, at every t of the chapter's schedule."""
 
 from typing import Any
 
 import pytest
 import torch
-from closed_forms import PREDICTIONS, Chain, betas_of_any_schedule, column, seeded_noise
+from closed_forms import PREDICTIONS, Chain, betas_of_any_schedule, column, seeded_randn_like
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +17,7 @@ ROUNDING = 4e-6  # a few float32 roundings of numbers up to 5
 
 
 def conditioning(chain: Chain, prediction: str) -> tuple[Tensor, Tensor]:
-    """How much each t magnifies a rounding of output or x_t on the way to x0 and to ε, [T] each."""
+    """Return the factors by which the conversions to x0 and to ε amplify rounding errors, [T] each."""
     ab = chain.alpha_bars
     to_x0 = {
         "epsilon": 1 / ab.sqrt(),
@@ -43,8 +43,8 @@ def everywhere(
 ) -> tuple[GaussianDiffusion, Tensor, Tensor, Tensor, Tensor]:
     diffusion = GaussianDiffusion(betas, prediction=prediction, clip_x0=False)
     t = torch.arange(len(betas))
-    noise = seeded_noise(0)
-    x0, eps = (noise(torch.empty(len(betas), *shape)) for _ in range(2))
+    randn_like = seeded_randn_like(0)
+    x0, eps = (randn_like(torch.empty(len(betas), *shape)) for _ in range(2))
     ab = column(diffusion.alpha_bars)
     x_t = (ab.sqrt() * x0 + (1 - ab).sqrt() * eps).float()
     return diffusion, t, x0, eps, x_t
@@ -52,7 +52,7 @@ def everywhere(
 
 @pytest.mark.parametrize("make", [schedules.linear, schedules.log_snr_linear])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_target_gives_back_x0_and_epsilon_at_every_t(prediction: Prediction, make: Any) -> None:
+def test_the_target_converts_back_to_x0_and_epsilon_at_every_t(prediction: Prediction, make: Any) -> None:
     betas = make(1000)
     diffusion, t, x0, eps, x_t = everywhere(betas, prediction)
     to_x0, to_epsilon = conditioning(Chain.of_betas(betas), prediction)
@@ -62,17 +62,17 @@ def test_the_target_gives_back_x0_and_epsilon_at_every_t(prediction: Prediction,
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_target_is_the_textbooks(prediction: Prediction) -> None:
+def test_the_target_follows_its_definition(prediction: Prediction) -> None:
     diffusion, t, x0, eps, x_t = everywhere(schedules.linear(1000), prediction)
     expected = Chain.of(diffusion.alpha_bars).as_output(prediction, x0, x_t, t)
-    # x_t is rounded, so ε found from x_t and x0 is off by a rounding over √(1-ᾱ).
+    # x_t is rounded, so the ε computed from x_t and x0 has that rounding error divided by √(1-ᾱ).
     slack = ROUNDING / (1 - diffusion.alpha_bars).sqrt()
     assert within(diffusion.target(x0, x_t, t, eps), expected, slack)
 
 
 @pytest.mark.parametrize("source", PREDICTIONS)
 @pytest.mark.parametrize("wanted", PREDICTIONS)
-def test_from_one_prediction_every_other_follows_at_every_t(source: Prediction, wanted: Prediction) -> None:
+def test_every_prediction_type_converts_to_every_other_at_every_t(source: Prediction, wanted: Prediction) -> None:
     betas = schedules.linear(1000)
     diffusion, t, x0, eps, x_t = everywhere(betas, source)
     output = diffusion.target(x0, x_t, t, eps)

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import PREDICTIONS, VARIANCES, Chain, betas_of_any_schedule, column, seeded_noise
+from closed_forms import PREDICTIONS, VARIANCES, Chain, betas_of_any_schedule, column, seeded_randn_like
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +13,7 @@ from ddpm.diffusion.process import GaussianDiffusion, Variance
 
 
 def forward_coefficients(diffusion: GaussianDiffusion) -> tuple[Tensor, Tensor]:
-    """What q_sample multiplies x0 and the noise with, [T] each."""
+    """Return the factors of x0 and eps in q_sample, [T] each."""
     t = torch.arange(diffusion.num_steps)
     one, zero = torch.ones(len(t), 1, 1, 1), torch.zeros(len(t), 1, 1, 1)
     return diffusion.q_sample(one, t, zero).flatten(), diffusion.q_sample(zero, t, one).flatten()
@@ -28,7 +28,7 @@ def posterior_coefficients(diffusion: GaussianDiffusion) -> tuple[Tensor, Tensor
 
 
 def bayes_on_a_grid(x0: float, x_t: float, ab_previous: float, ab: float) -> tuple[float, float]:
-    """Mean and variance of q(x_{t-1}|x_t, x_0) ∝ q(x_t|x_{t-1})·q(x_{t-1}|x_0), summed numerically."""
+    """Return mean and variance of q(x_{t-1}|x_t, x_0) ∝ q(x_t|x_{t-1})·q(x_{t-1}|x_0), summed on a grid."""
     alpha = ab / ab_previous
     x = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
     log_density = -((x_t - alpha**0.5 * x) ** 2) / (2 * (1 - alpha))
@@ -48,13 +48,13 @@ def test_composing_single_steps_gives_the_marginal(betas: Tensor) -> None:
         assert spread[t].item() == pytest.approx(variance**0.5, rel=1e-5)
 
 
-def test_a_walk_of_single_steps_has_the_moments_of_one_jump() -> None:
+def test_single_steps_give_the_mean_and_std_of_q_sample() -> None:
     diffusion = GaussianDiffusion(schedules.linear(50))
-    noise = seeded_noise(0)
+    randn_like = seeded_randn_like(0)
     x = x0 = torch.full((1, 1, 200, 500), 0.7)
     for t, beta in enumerate(diffusion.betas.tolist()):
-        x = (1 - beta) ** 0.5 * x + beta**0.5 * noise(x)
-        jump = diffusion.q_sample(x0, torch.tensor([t]), noise(x0))
+        x = (1 - beta) ** 0.5 * x + beta**0.5 * randn_like(x)
+        jump = diffusion.q_sample(x0, torch.tensor([t]), randn_like(x0))
         for sample in (x, jump):
             ab = diffusion.alpha_bars[t].item()
             assert sample.mean().item() == pytest.approx(ab**0.5 * 0.7, abs=5 * ((1 - ab) / 1e5) ** 0.5)
@@ -68,14 +68,14 @@ def test_a_walk_of_single_steps_has_the_moments_of_one_jump() -> None:
 )
 def test_each_image_gets_its_own_t(shape: tuple[int, ...], betas: Tensor, seed: int) -> None:
     diffusion = GaussianDiffusion(betas)
-    draw = seeded_noise(seed)
-    x0, noise = draw(torch.empty(shape)), draw(torch.empty(shape))
+    draw = seeded_randn_like(seed)
+    x0, eps = draw(torch.empty(shape)), draw(torch.empty(shape))
     t = torch.randint(len(betas), shape[:1], generator=torch.Generator().manual_seed(seed))
-    together = diffusion.q_sample(x0, t, noise)
+    together = diffusion.q_sample(x0, t, eps)
     assert together.shape == shape
     for i in range(shape[0]):
         ab = diffusion.alpha_bars[t[i]]
-        expected = ab.sqrt() * x0[i] + (1 - ab).sqrt() * noise[i]
+        expected = ab.sqrt() * x0[i] + (1 - ab).sqrt() * eps[i]
         torch.testing.assert_close(together[i], expected.float(), rtol=1e-5, atol=1e-6)
 
 
@@ -94,10 +94,10 @@ def test_the_posterior_is_bayes_rule_on_a_grid(t: int) -> None:
 
 def test_the_posterior_of_a_subsequence_is_bayes_rule_between_the_kept_steps() -> None:
     diffusion = GaussianDiffusion(schedules.linear(1000))
-    kept = torch.tensor([0, 3, 250, 600, 999])
-    short = diffusion.subsequence(kept)
-    ab = diffusion.alpha_bars[kept].tolist()
-    for i in range(1, len(kept)):
+    timesteps = torch.tensor([0, 3, 250, 600, 999])
+    short = diffusion.subsequence(timesteps)
+    ab = diffusion.alpha_bars[timesteps].tolist()
+    for i in range(1, len(timesteps)):
         x_t = -1.1 if i > 1 else 0.45
         mean, variance = short.q_posterior(
             torch.full((1, 1, 1, 1), 0.4), torch.full((1, 1, 1, 1), x_t), torch.tensor([i])
@@ -110,11 +110,11 @@ def test_the_posterior_of_a_subsequence_is_bayes_rule_between_the_kept_steps() -
 @given(betas=betas_of_any_schedule(), data=st.data())
 def test_posteriors_at_every_t_of_any_chain_and_subsequence(betas: Tensor, data: Any) -> None:
     last = len(betas) - 1
-    kept = sorted(data.draw(st.sets(st.integers(0, last - 1), max_size=last)) | {last})
+    timesteps = sorted(data.draw(st.sets(st.integers(0, last - 1), max_size=last)) | {last})
     whole = GaussianDiffusion(betas)
-    short = whole.subsequence(torch.tensor(kept))
-    assert short.num_steps == len(kept)
-    torch.testing.assert_close(short.alpha_bars, whole.alpha_bars[kept], rtol=1e-12, atol=1e-15)
+    short = whole.subsequence(torch.tensor(timesteps))
+    assert short.num_steps == len(timesteps)
+    torch.testing.assert_close(short.alpha_bars, whole.alpha_bars[timesteps], rtol=1e-12, atol=1e-15)
     for diffusion in (whole, short):
         chain = Chain.of(diffusion.alpha_bars)
         for actual, expected in zip(
@@ -124,7 +124,7 @@ def test_posteriors_at_every_t_of_any_chain_and_subsequence(betas: Tensor, data:
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_the_posterior_before_the_first_step_is_x0_itself(variance: Variance) -> None:
+def test_the_posterior_at_t_0_is_x0_with_variance_0(variance: Variance) -> None:
     diffusion = GaussianDiffusion(schedules.linear(100), variance=variance, x0_mse=torch.full((100,), 0.1))
     x0, x_t = torch.full((3, 1, 2, 2), 0.3), torch.full((3, 1, 2, 2), -0.9)
     mean, spread = diffusion.q_posterior(x0, x_t, torch.zeros(3, dtype=torch.int64))
@@ -134,7 +134,7 @@ def test_the_posterior_before_the_first_step_is_x0_itself(variance: Variance) ->
 
 
 def test_a_subsequence_of_all_steps_changes_nothing() -> None:
-    """It takes x0, so that a mean the network predicts is read by the chain it was trained on."""
+    """With prediction="x0", because a subsequence always has that prediction type."""
     diffusion = GaussianDiffusion(schedules.cosine(60), prediction="x0", variance="large", clip_x0=False)
     same = diffusion.subsequence(torch.arange(60))
     torch.testing.assert_close(same.betas, diffusion.betas, rtol=1e-9, atol=0)
@@ -143,14 +143,14 @@ def test_a_subsequence_of_all_steps_changes_nothing() -> None:
     torch.testing.assert_close(same.p_mean_variance(output, x_t, t), diffusion.p_mean_variance(output, x_t, t))
 
 
-@pytest.mark.parametrize("kept", [None, [0, 7, 20, 55, 99], [9, 19, 49, 99]])
+@pytest.mark.parametrize("timesteps", [None, [0, 7, 20, 55, 99], [9, 19, 49, 99]])
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_the_reverse_variance_at_every_t(variance: Variance, kept: list[int] | None) -> None:
-    """Small takes the value of index 1 at t = 0, large is plainly β, optimal is β̃ + c0²·x0_mse."""
+def test_the_reverse_variance_at_every_t(variance: Variance, timesteps: list[int] | None) -> None:
+    """Small is β̃, and β̃ of t = 1 at t = 0; large is β; optimal is β̃ + c0²·x0_mse."""
     x0_mse = torch.linspace(0.01, 0.3, 100, dtype=torch.float64)
     diffusion = GaussianDiffusion(schedules.linear(100), variance=variance, x0_mse=x0_mse)
-    if kept is not None:
-        diffusion, x0_mse = diffusion.subsequence(torch.tensor(kept)), x0_mse[kept]
+    if timesteps is not None:
+        diffusion, x0_mse = diffusion.subsequence(torch.tensor(timesteps)), x0_mse[timesteps]
     t = torch.arange(diffusion.num_steps)
     x = torch.zeros(len(t), 1, 2, 2)
     _, actual, _ = diffusion.p_mean_variance(x, x, t)
@@ -162,8 +162,8 @@ def test_the_reverse_variance_at_every_t(variance: Variance, kept: list[int] | N
     assert actual[0].item() == pytest.approx(at_zero.item(), rel=1e-5)
 
 
-def beyond(chain: Chain, prediction: str, x0: float, x_t: Tensor, t: Tensor) -> Tensor:
-    """The output of a network that believes in a pixel x0 outside [-1, 1]."""
+def output_for(chain: Chain, prediction: str, x0: float, x_t: Tensor, t: Tensor) -> Tensor:
+    """Return the output of a network that predicts the value `x0`, outside [-1, 1], for every pixel."""
     return chain.as_output(prediction, torch.full_like(x_t, x0), x_t, t).float()
 
 
@@ -172,26 +172,26 @@ def test_clip_x0_puts_the_clamped_x0_into_the_mean(prediction: Prediction) -> No
     betas = schedules.linear(100)
     chain = Chain.of_betas(betas)
     t = torch.arange(100)
-    x_t = seeded_noise(0)(torch.empty(100, 1, 2, 2))
-    output = beyond(chain, prediction, 2.5, x_t, t)
+    x_t = seeded_randn_like(0)(torch.empty(100, 1, 2, 2))
+    output = output_for(chain, prediction, 2.5, x_t, t)
     for clip_x0, x0 in ((True, 1.0), (False, 2.5)):
         diffusion = GaussianDiffusion(betas, prediction=prediction, clip_x0=clip_x0)
         mean, _, predicted = diffusion.p_mean_variance(output, x_t, t)
-        # 1/ᾱ magnifies a rounding of ε at the end, 1/c0 one of the mean in the middle
+        # 1/√ᾱ amplifies a rounding error of ε at the last t, 1/c0 one of the mean at the middle t
         torch.testing.assert_close(predicted, torch.full_like(x_t, x0), rtol=2e-3, atol=0)
         expected = column(chain.c0) * x0 + column(chain.ct) * x_t
         torch.testing.assert_close(mean.double(), expected, rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_p_sample_adds_noise_with_the_root_of_the_variance_but_not_at_t_0(variance: Variance) -> None:
+def test_p_sample_adds_eps_times_the_standard_deviation_except_at_t_0(variance: Variance) -> None:
     diffusion = GaussianDiffusion(
         schedules.linear(100), variance=variance, x0_mse=torch.full((100,), 0.1), prediction="x0"
     )
     t = torch.arange(100)
     x_t, output = torch.full((100, 1, 2, 2), 0.3), torch.full((100, 1, 2, 2), -0.2)
-    noise = seeded_noise(0)(x_t)
+    eps = seeded_randn_like(0)(x_t)
     mean, var, _ = diffusion.p_mean_variance(output, x_t, t)
-    moved = diffusion.p_sample(output, x_t, t, noise) - mean
+    moved = diffusion.p_sample(output, x_t, t, eps) - mean
     assert (moved[0] == 0).all()
-    torch.testing.assert_close(moved[1:], (var.sqrt() * noise)[1:], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(moved[1:], (var.sqrt() * eps)[1:], rtol=1e-3, atol=1e-6)

@@ -1,11 +1,11 @@
-"""How the tables are kept, bf16, and the chains that are refused."""
+"""The type and place of the coefficients, bfloat16, and the arguments that are refused."""
 
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from closed_forms import seeded_noise
+from closed_forms import seeded_randn_like
 from torch import Tensor
 
 from ddpm.diffusion import schedules
@@ -40,16 +40,16 @@ def test_a_half_precision_module_keeps_its_float64_tables() -> None:
 def test_the_noise_of_the_first_steps_survives_bf16_autocast() -> None:
     diffusion = GaussianDiffusion(schedules.linear(1000))
     x0 = torch.full((1, 1, 100, 500), 0.9)
-    noise = seeded_noise(0)(x0)
+    eps = seeded_randn_like(0)(x0)
     for t in (0, 1, 5):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            x_t = diffusion.q_sample(x0, torch.tensor([t]), noise)
+            x_t = diffusion.q_sample(x0, torch.tensor([t]), eps)
         assert x_t.dtype == torch.float32
         ab = diffusion.alpha_bars[t].item()
-        assert (x_t.std() / noise.std()).item() == pytest.approx((1 - ab) ** 0.5, rel=0.01)
-        # The standard deviation alone would forgive bf16's rounding, which is not this noise.
+        assert (x_t.std() / eps.std()).item() == pytest.approx((1 - ab) ** 0.5, rel=0.01)
+        # bf16's rounding error has about the same standard deviation as this noise, so compare the noise itself.
         recovered = (x_t.double() - ab**0.5 * x0) / (1 - ab) ** 0.5
-        assert (recovered - noise).abs().max() < 1e-3
+        assert (recovered - eps).abs().max() < 1e-3
 
 
 def test_the_noise_of_the_first_steps_survives_a_module_in_bf16() -> None:
@@ -57,12 +57,12 @@ def test_the_noise_of_the_first_steps_survives_a_module_in_bf16() -> None:
     module = torch.nn.ModuleList([torch.nn.Conv2d(1, 1, 3), diffusion]).to(torch.bfloat16)
     assert module[0].weight.dtype == torch.bfloat16
     x0 = torch.full((1, 1, 100, 500), 0.9)
-    noise = seeded_noise(0)(x0)
+    eps = seeded_randn_like(0)(x0)
     for t in (0, 1, 5, 500, 999):
-        x_t = diffusion.q_sample(x0, torch.tensor([t]), noise)
+        x_t = diffusion.q_sample(x0, torch.tensor([t]), eps)
         ab = diffusion.alpha_bars[t].item()
         assert x_t.dtype == torch.float32
-        assert (x_t.std() / noise.std()).item() == pytest.approx((1 - ab) ** 0.5, rel=0.01)
+        assert (x_t.std() / eps.std()).item() == pytest.approx((1 - ab) ** 0.5, rel=0.01)
         assert x_t.mean().item() == pytest.approx(ab**0.5 * 0.9, abs=0.02)
 
 
@@ -72,7 +72,7 @@ def zero_terminal_snr() -> Tensor:
     return betas
 
 
-def test_epsilon_cannot_have_zero_terminal_snr() -> None:
+def test_epsilon_prediction_refuses_zero_terminal_snr() -> None:
     with pytest.raises(ValueError, match=r"\bv\b.*\bx0\b|\bx0\b.*\bv\b"):
         GaussianDiffusion(zero_terminal_snr(), prediction="epsilon")
 
@@ -81,8 +81,8 @@ def test_epsilon_cannot_have_zero_terminal_snr() -> None:
 def test_zero_terminal_snr_works_with_v_and_x0(prediction: Prediction) -> None:
     diffusion = GaussianDiffusion(zero_terminal_snr(), prediction=prediction, clip_x0=False)
     t = torch.full((2,), 49)
-    noise = seeded_noise(0)
-    x0, eps = noise(torch.empty(2, 1, 3, 3)), noise(torch.empty(2, 1, 3, 3))
+    randn_like = seeded_randn_like(0)
+    x0, eps = randn_like(torch.empty(2, 1, 3, 3)), randn_like(torch.empty(2, 1, 3, 3))
     x_t = diffusion.q_sample(x0, t, eps)
     torch.testing.assert_close(x_t, eps)
     target = diffusion.target(x0, x_t, t, eps)
@@ -93,19 +93,19 @@ def test_zero_terminal_snr_works_with_v_and_x0(prediction: Prediction) -> None:
     assert variance[0].item() == pytest.approx(1 - diffusion.alpha_bars[48].item())
 
 
-def test_a_chain_that_does_not_end_in_noise_is_warned_about() -> None:
+def test_a_schedule_that_leaves_signal_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"(?i)alpha_bar|ᾱ|noise|N\(0"):
         GaussianDiffusion(schedules.linear(300, rescale=False))
 
 
 @pytest.mark.parametrize("make", [schedules.linear, schedules.cosine, schedules.sigmoid, schedules.log_snr_linear])
-def test_the_schedules_as_they_come_are_not_warned_about(make: Any) -> None:
+def test_the_default_schedules_give_no_warning(make: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GaussianDiffusion(make(1000))
 
 
-@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     "arguments",
     [

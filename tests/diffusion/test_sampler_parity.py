@@ -1,4 +1,4 @@
-"""The steps of an independent implementation, diffusers' schedulers, from the same images, weights and noise."""
+"""Our steps against those of an independent implementation, diffusers, with equal images, networks and noise."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import seeded_noise
+from closed_forms import seeded_randn_like
 from torch import Tensor, nn
 
 from ddpm.diffusion import schedules
@@ -16,17 +16,17 @@ from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, Sampl
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (pip install -e '.[dev]')")
 
-# They call np.array on tensors, which numpy 2 and torch do not agree on.
+# diffusers calls np.array on tensors, for which torch gives a DeprecationWarning under numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 THEIR_NAMES = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 BETAS = schedules.linear(100)
 Step = Callable[[Tensor, int, Tensor, Tensor], Tensor]
-"""step(output, t, x_t, noise) -> x_{t-1}"""
+"""step(output, t, x_t, eps) -> x_{t-1}"""
 
 
 class Network(nn.Module):
-    """A random one whose x_0 leaves [-1, 1] at many pixels."""
+    """A random network whose predicted x_0 is outside [-1, 1] at many pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,26 +46,26 @@ def their_scheduler(name: str, diffusion: GaussianDiffusion, **settings: Any) ->
         prediction_type=THEIR_NAMES[diffusion.prediction],
         **settings,
     )
-    # Their tables are a float32 product: 1 - ᾱ at t = 0 would be good for three digits.
+    # diffusers computes ᾱ as a float32 product, so that 1 - ᾱ at t = 0 has three correct digits.
     scheduler.betas, scheduler.alphas = diffusion.betas, 1 - diffusion.betas
     scheduler.alphas_cumprod = diffusion.alpha_bars
     return scheduler
 
 
 def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, step: Step) -> list[SamplerStep]:
-    """Every step of ours against theirs from the same x_t; noise is drawn by `seeded_noise(1)`."""
+    """Compare each of our steps with theirs from the same x_t and the noise of `seeded_randn_like(1)`."""
     network = Network()
     drawn: list[Tensor] = []
-    draw = seeded_noise(1)
+    draw = seeded_randn_like(1)
 
-    def noise(x: Tensor) -> Tensor:
+    def randn_like(x: Tensor) -> Tensor:
         drawn.append(draw(x))
         return drawn[-1]
 
-    x_t = seeded_noise(0)(torch.empty(3, 1, 6, 6))
+    x_t = seeded_randn_like(0)(torch.empty(3, 1, 6, 6))
     steps = []
     with torch.no_grad():
-        for ours in sampler.iterate(network, diffusion, x_t, noise):
+        for ours in sampler.iterate(network, diffusion, x_t, randn_like):
             output = network(x_t, torch.full((3,), ours.t))
             theirs = step(output, ours.t, x_t, drawn.pop() if drawn else torch.zeros_like(x_t))
             torch.testing.assert_close(ours.x_t, theirs.float(), rtol=2e-5, atol=2e-5)
@@ -76,7 +76,7 @@ def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, step: Step) -> l
     return steps
 
 
-# In the last step of a walk that leaves t = 0 out they add noise, of the variance 1e-20 where it is "small".
+# diffusers adds noise in the last step if t = 0 is not one of the timesteps; its variance is 1e-20 if "small".
 @pytest.mark.parametrize(
     ("variance", "spacing"),
     [("small", "uniform"), ("small", "trailing"), ("small", "quadratic"), ("large", "uniform"), ("large", "quadratic")],
@@ -88,7 +88,7 @@ def test_ancestral(clip_x0: bool, prediction: Prediction, variance: Variance, sp
     sampler = Ancestral(9, spacing)
     theirs = their_scheduler("DDPMScheduler", diffusion, variance_type=f"fixed_{variance}", clip_sample=clip_x0)
     theirs.set_timesteps(timesteps=sampler.timesteps(diffusion).flip(0).tolist())
-    generator = torch.Generator().manual_seed(1)  # they draw the noise themselves
+    generator = torch.Generator().manual_seed(1)  # diffusers draws the noise itself
     check_steps(sampler, diffusion, lambda output, t, x_t, _: theirs.step(output, t, x_t, generator).prev_sample)
 
 
@@ -97,15 +97,15 @@ def test_ancestral(clip_x0: bool, prediction: Prediction, variance: Variance, sp
 @pytest.mark.parametrize("clip_x0", [True, False])
 def test_ddim(clip_x0: bool, prediction: Prediction, eta: float) -> None:
     diffusion = GaussianDiffusion(BETAS, prediction, clip_x0=clip_x0)
-    # They take t - T/S for the timestep before t: true where S divides T, and of our spacings for trailing.
+    # diffusers uses t - T/S as the timestep before t. Of our spacings only trailing has that, if S divides T.
     sampler = DDIM(10, eta, "trailing")
     theirs = their_scheduler("DDIMScheduler", diffusion, clip_sample=clip_x0, timestep_spacing="trailing")
     theirs.set_timesteps(10)
     assert theirs.timesteps.tolist() == sampler.timesteps(diffusion).flip(0).tolist()
 
-    def step(output: Tensor, t: int, x_t: Tensor, noise: Tensor) -> Tensor:
-        # Unless told, they combine the clipped x_0 with the ε from before.
-        return theirs.step(output, t, x_t, eta, use_clipped_model_output=True, variance_noise=noise).prev_sample
+    def step(output: Tensor, t: int, x_t: Tensor, eps: Tensor) -> Tensor:
+        # By default diffusers combines the clipped x_0 with the ε of the unclipped x_0.
+        return theirs.step(output, t, x_t, eta, use_clipped_model_output=True, variance_noise=eps).prev_sample
 
     check_steps(sampler, diffusion, step)
 
@@ -116,17 +116,18 @@ def their_dpm_solver(sampler: DPMSolverPP, diffusion: GaussianDiffusion) -> Step
         diffusion,
         algorithm_type="sde-dpmsolver++" if isinstance(sampler, SDEDPMSolverPP) else "dpmsolver++",
         solver_order=sampler.order,
-        final_sigmas_type="zero",  # they can end at the noise of t = 0 as well
-        thresholding=diffusion.clip_x0,  # to a quantile that is at least 1 and at most
+        final_sigmas_type="zero",  # end at x_0
+        thresholding=diffusion.clip_x0,  # clip to a quantile between 1 and sample_max_value
         sample_max_value=1.0,
     )
     theirs.set_timesteps(timesteps=sampler.timesteps(diffusion).flip(0).tolist())
-    return lambda output, t, x_t, noise: theirs.step(output, t, x_t, variance_noise=noise).prev_sample
+    return lambda output, t, x_t, eps: theirs.step(output, t, x_t, variance_noise=eps).prev_sample
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "trailing", "quadratic", "log_snr"])
-@pytest.mark.parametrize("prediction", THEIR_NAMES)
-@pytest.mark.parametrize("clip_x0", [True, False])
+@pytest.mark.parametrize(
+    ("spacing", "prediction", "clip_x0"),
+    [("uniform", "epsilon", True), ("trailing", "x0", False), ("quadratic", "v", True), ("log_snr", "epsilon", False)],
+)
 @pytest.mark.parametrize("make", [DPMSolverPP, SDEDPMSolverPP])
 @pytest.mark.parametrize("order", [1, 2])
 def test_dpm_solver(
@@ -139,17 +140,20 @@ def test_dpm_solver(
 
 @pytest.mark.parametrize("prediction", THEIR_NAMES)
 def test_dpm_solver_of_order_3(prediction: Prediction) -> None:
-    """Theirs, like the authors' code, takes the second divided difference for the second derivative, which is twice
-    that, and so is of order 2 (`test_sampler_dpm.py` has the order of ours): the half that is missing is added."""
+    """diffusers, with a correction: like the authors' code, it lacks a factor 2 and so has order 2.
+
+    It uses the second divided difference in place of the second derivative, which is twice as large. The test adds the
+    missing half. `test_sampler_dpm.py` proves the order of ours.
+    """
     diffusion = GaussianDiffusion(BETAS, prediction, clip_x0=False)
-    sampler = DPMSolverPP(9, 3)  # from 15 steps on they do not lower the order of the step before the last
+    sampler = DPMSolverPP(9, 3)  # with 15 or more steps diffusers does not lower the order of the last step but one
     step = their_dpm_solver(sampler, diffusion)
     ab = diffusion.alpha_bars
     log_snr = ((ab / (1 - ab)).log() / 2).tolist()
     seen: list[tuple[int, Tensor]] = []
 
-    def mended(output: Tensor, t: int, x_t: Tensor, noise: Tensor) -> Tensor:
-        theirs = step(output, t, x_t, noise)
+    def mended(output: Tensor, t: int, x_t: Tensor, eps: Tensor) -> Tensor:
+        theirs = step(output, t, x_t, eps)
         seen.append((t, diffusion.to_x0(output, x_t, torch.full((3,), t))))
         if len(seen) < 3 or len(seen) > 7:
             return theirs

@@ -1,4 +1,4 @@
-"""Parts of the user's own: one Python file and one YAML in an empty folder, and nothing else is edited.
+"""A user's own objective, distillation and LightningModule, each in one Python file and one YAML in an empty folder.
 
 Each is trained by the real command, killed with kill -9, continued to equal bits, loaded, and sampled from.
 """
@@ -21,7 +21,7 @@ from ddpm.diffusion import Objective
 
 
 class Consistent(Objective):
-    \"\"\"The prediction at x_t, towards that of the same network one step nearer to the image.\"\"\"
+    \"\"\"The squared distance to the mean of eps and of the network's own prediction at t - 1.\"\"\"
 
     def __call__(self, network, diffusion, x0, t, eps, **condition):
         nearer = (t - 1).clamp(min=0)
@@ -87,7 +87,7 @@ def check(folder: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(autouse=True)
 def forget_mine(monkeypatch):
-    """Each test has a module `mine` of its own."""
+    """Each test has its own module `mine`."""
     monkeypatch.delitem(sys.modules, "mine", raising=False)
 
 
@@ -115,7 +115,7 @@ def test_distillation_from_a_checkpoint(tmp_path, monkeypatch):
     assert len(trained) == sum(name.startswith("network.") for name in student["state_dict"])
 
 
-def test_a_lightning_module_of_ones_own(tmp_path, monkeypatch):
+def test_a_lightning_module_of_the_users_own(tmp_path, monkeypatch):
     yaml = "# @package _global_\nmodule:\n  _target_: mine.Watched\n  scale: 10\n"
     run = check(tmp_path, write(tmp_path, SUBCLASS, "experiment/watched.yaml", yaml), monkeypatch)
     assert type(ddpm.load(run, config_dir=tmp_path / "conf")).__name__ == "Watched"

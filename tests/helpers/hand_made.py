@@ -1,4 +1,4 @@
-"""Directories of runs made by hand: real configs, and the status, metrics, curves and pictures that a test gives."""
+"""Run directories without a training: a real config, with the status, metrics, curves and pictures of a test."""
 
 import copy
 import json

@@ -3,22 +3,19 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from command_line import Answer, run_here, run_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 TIMED = ("images/s",)
-"""measured times: two runs have them at the same steps, with different values"""
-STEP = "TEST_KILL_AT_STEP"
-"""environment variable: the optimizer step before which `KillAtStep` kills its process"""
-
-
+"""measured times: equal runs log them at the same steps, with different values"""
+STEP, SIGNALS = "TEST_SIGNAL_STEP", "TEST_SIGNALS"
+"""environment variables for `SignalAtStep`"""
 TINY = [
     "data=mnist_mini", "data.batch_size=16", "data.validation_size=9488", "model=unet_tiny", "model.channels=8",
     "model.multipliers=[1,2]", "model.attention=[]", "model.dropout=0.1", "trainer=cpu", "trainer.max_steps=6",
@@ -28,28 +25,30 @@ TINY = [
 """overrides for a run of six steps, with dropout, a validation and pictures"""
 
 
-class KillAtStep(L.Callback):
-    """Sends SIGKILL to its own process: a kill at an exact moment. Does nothing where `STEP` is not set."""
+class SignalAtStep(L.Callback):
+    """Sends the signals in the variable `SIGNALS` to its own process, before the step in the variable `STEP`."""
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if str(trainer.global_step) == os.environ.get(STEP):
-            os.kill(os.getpid(), signal.SIGKILL)
+            for name in os.environ[SIGNALS].split():
+                os.kill(os.getpid(), signal.Signals[name])
 
 
 def train(
-    folder: Path, *arguments: str, kill_at: int | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run `ddpm train ARGUMENTS…` in `folder`. It is killed after `kill_at` optimizer steps, if that is given."""
+    folder: Path, *arguments: str, at: int | None = None, send: str = "SIGKILL", env: dict[str, str] | None = None
+) -> Answer:
+    """Run `ddpm train ARGUMENTS…` in `folder`; before the step `at` it sends the signals `send` to its own process.
+
+    A run that gets SIGKILL has a process of its own. Other runs are made in this process.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **(env or {})}
+    command = ["train", *arguments, "+callbacks.signals._target_=killed_runs.SignalAtStep"]
+    environment = {**(env or {}), STEP: str(at), SIGNALS: send}
+    if at is None or send != "SIGKILL":
+        return run_here(*command, cwd=folder, env=environment)
     path = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    if kill_at is not None:
-        environment[STEP] = str(kill_at)
-    return subprocess.run(
-        [sys.executable, "-m", "ddpm", "train", *arguments, "+callbacks.kill._target_=killed_runs.KillAtStep"],
-        cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    return run_process(*command, cwd=folder, env=environment)
 
 
 def run_directory(folder: Path) -> Path:
@@ -59,12 +58,12 @@ def run_directory(folder: Path) -> Path:
 
 
 def check_exact_resume(
-    folder: Path, *arguments: str, kill_at: Sequence[int], env: Mapping[str, str] | None = None
+    folder: Path, *arguments: str, kill_at: Sequence[int], env: dict[str, str] | None = None
 ) -> tuple[Path, Path]:
     """Train once without a stop and once with a kill -9 at each step of `kill_at`; assert that the results are equal.
 
-    The same command is run until the run ends. Set checkpoint.every_steps below the first of `kill_at`, and not to a
-    divisor of it: then steps after the last checkpoint are made, and logged, twice.
+    The runs that are not killed are made in this process, so train on one device. Set checkpoint.every_steps below the
+    first of `kill_at`, and not to a divisor of it: then steps after the last checkpoint are made, and logged, twice.
 
     Returns:
         The directories of the undisturbed run and of the killed one.
@@ -73,7 +72,7 @@ def check_exact_resume(
     done = train(whole, *arguments, env=env)
     assert done.returncode == 0, done.stderr
     for step in kill_at:
-        done = train(killed, *arguments, kill_at=step, env=env)
+        done = train(killed, *arguments, at=step, env=env)
         assert done.returncode == -signal.SIGKILL, done.stderr
     done = train(killed, *arguments, env=env)
     assert done.returncode == 0, done.stderr
@@ -84,7 +83,7 @@ def check_exact_resume(
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    """What a run ends with: weights, moving average, optimizer, schedule, TensorBoard's curves, metrics.json."""
+    """Everything that a run ends with: weights, EMA, optimizer, schedule, TensorBoard's curves, metrics.json."""
     state: dict[str, Any] = {}
     for path in sorted((run / "checkpoints").glob("*.ckpt")):
         if path.stem != "previous":  # its step depends on when the run was stopped
@@ -104,7 +103,7 @@ def final_state(run: Path) -> dict[str, Any]:
 
 
 def differences(expected: Any, found: Any, path: str = "") -> list[str]:
-    """Where two nested structures of tensors and plain values differ in any bit."""
+    """The places where two nested structures of tensors and plain values differ in any bit."""
     if isinstance(expected, torch.Tensor):
         return [] if torch.equal(expected, found) else [path]
     if isinstance(expected, dict):

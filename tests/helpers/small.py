@@ -43,7 +43,7 @@ def small_model(network: nn.Module | None = None, num_steps: int = NUM_STEPS, **
 
 
 def trained_a_little(model: DDPM, std: float = 0.05) -> DDPM:
-    """Both sets of weights moved away from where they start, each its own way: a new network outputs 0."""
+    """Add noise to all weights, those of the network and of the EMA. A new network outputs 0."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -82,13 +82,13 @@ def fit(
     """Train on `Shades`; `kwargs` are the Trainer's."""
     trainer = quiet_trainer(callbacks, max_steps=max_steps, **kwargs)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the moving average is meant to be
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the EMA is always in eval mode
         trainer.fit(model, data or Shades(), ckpt_path=resume, weights_only=True)
     return trainer
 
 
 class Rows(Logger):
-    """Remembers what is logged: (step, metrics)."""
+    """Keeps what is logged: (step, metrics)."""
 
     name = version = "rows"
 

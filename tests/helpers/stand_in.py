@@ -1,6 +1,6 @@
-"""Processors that pass for two XPUs, so that what XPUs need of Lightning runs where there is none.
+"""Two CPUs registered as XPUs, so that our code for XPUs runs on a machine without one.
 
-`python stand_in.py CHECKPOINT` trains in two processes, and writes the checkpoint.
+`python stand_in.py CHECKPOINT` trains in two processes and writes the checkpoint.
 """
 
 import sys

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
-SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # daemons are not in everybody's path
+SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # a user's PATH may lack the daemons
 
-# No accounting: `sacct` knows nothing here, as on many small clusters. A job that is put back into the queue may start
-# again once its credential has expired, by default after two minutes. What is urgent takes the place of the others,
-# after a warning.
+# No accounting: `sacct` returns nothing here, as on many small clusters. A requeued job starts when its credential
+# has expired, by default after two minutes. An urgent job preempts the others, after a warning.
 CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -51,7 +50,7 @@ PartitionName=urgent Nodes=n1,n2 State=UP PriorityTier=2
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Within the session, the Slurm that all its processes talk to."""
+    """A Slurm for the session; all its processes use it."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=SEARCHED) is None]
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)}): apt install slurmctld slurmd slurm-client munge")
@@ -60,7 +59,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("slurm")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
         environment.setenv("SLURM_CONF", str(write_config(folder)))
-        environment.setenv("MASTER_ADDR", "127.0.0.1")  # the nodes' names are none of the network's
+        environment.setenv("MASTER_ADDR", "127.0.0.1")  # the names of the nodes cannot be resolved
         files = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "seed", "pid", "log")]
         stack.enter_context(
             daemon(folder, "munged", "--foreground", "--force", *files, f"--socket={folder}/munge.socket")

@@ -1,4 +1,4 @@
-"""A sweep on a real Ray of this machine, with one worker a core."""
+"""A sweep on a real Ray on this machine, with two workers."""
 
 import os
 import signal
@@ -28,14 +28,14 @@ import lightning as L
 
 
 class Meeting(L.Callback):
-    '''Waits until another job trains too; then kills the job with seed 1.'''
+    '''Waits until two jobs train at once, then aborts the job with seed 1.'''
 
     def on_train_start(self, trainer, model):
         folder = Path(trainer.default_root_dir).parents[3]
         (folder / f"began-{model.seed}").touch()
         began = time.monotonic()
         while len(list(folder.glob("began-*"))) < 2:
-            assert time.monotonic() - began < 120, "nobody came"
+            assert time.monotonic() - began < 120, "no second job"
             time.sleep(0.1)
         if model.seed == 1:
             os.abort()
@@ -59,7 +59,7 @@ def test_jobs_run_at_once_and_a_crash_ends_one_job_alone(ddpm_cli, tmp_path):
 
 @pytest.mark.slow
 def test_jobs_save_when_their_sweep_is_killed(tmp_path):
-    """Ray ends its workers then, but must not kill the jobs."""
+    """Ray then ends its workers; it must not kill the jobs."""
     sweep = subprocess.Popen(
         [sys.executable, "-m", "ddpm", *TINY, "trainer.max_steps=100000", "seed=0,1", *RAY],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run_here, run_process
 
 from ddpm.runs import Status
 
@@ -30,9 +31,9 @@ def runs(folder: Path) -> list[Path]:
     return sorted(folder.glob("outputs/train/default/*"))
 
 
-def test_a_sweep_is_an_array_of_which_each_job_fails_alone(ddpm_cli, tmp_path: Path) -> None:
+def test_a_sweep_is_an_array_whose_jobs_fail_alone(ddpm_here, tmp_path: Path) -> None:
     keys = ["hydra.launcher.partition=tests", "hydra.launcher.timeout_min=30", "hydra.launcher.array_parallelism=1"]
-    first = ddpm_cli("train", *QUICK, "seed=0,1", *SLURM, *keys)
+    first = ddpm_here("train", *QUICK, "seed=0,1", *SLURM, *keys)
     assert first.returncode == 0, first.stdout + first.stderr
     (script,) = tmp_path.glob("outputs/.slurm/*/*_submission.sh")
     options = script.read_text()
@@ -42,7 +43,7 @@ def test_a_sweep_is_an_array_of_which_each_job_fails_alone(ddpm_cli, tmp_path: P
     _, second = runs(tmp_path)
     for file in (second / "checkpoints").iterdir():
         file.write_bytes(b"damaged")
-    again = ddpm_cli("train", *QUICK, "trainer.max_steps=3", "seed=0,1,2", *SLURM)
+    again = ddpm_here("train", *QUICK, "trainer.max_steps=3", "seed=0,1,2", *SLURM)
     assert again.returncode == 1
     assert re.search(r"_0 seed=0: finished", again.stdout)
     assert re.search(r"_1 seed=1: failed: no checkpoint in .* is intact", again.stdout)
@@ -51,11 +52,11 @@ def test_a_sweep_is_an_array_of_which_each_job_fails_alone(ddpm_cli, tmp_path: P
     assert "1 of 3 jobs failed: seed=1" in again.stderr
 
 
-def test_impossible_resources_are_refused_in_a_line(ddpm_cli, tmp_path: Path) -> None:
-    answer = ddpm_cli("train", *QUICK, *SLURM, "hydra.launcher.partition=nowhere")
+def test_impossible_resources_are_refused_in_a_line(ddpm_here, tmp_path: Path) -> None:
+    answer = ddpm_here("train", *QUICK, *SLURM, "hydra.launcher.partition=nowhere")
     assert answer.returncode == 1
     assert "invalid partition specified: nowhere" in answer.stderr
-    answer_of_job = ddpm_cli("train", *QUICK, *SLURM, "hydra.launcher.tasks_per_node=2")
+    answer_of_job = ddpm_here("train", *QUICK, *SLURM, "hydra.launcher.tasks_per_node=2")
     assert answer_of_job.returncode == 1
     assert "`--ntasks-per-node=2` does not match" in answer_of_job.stdout
     assert "Traceback" not in answer.stderr + answer_of_job.stdout
@@ -63,7 +64,7 @@ def test_impossible_resources_are_refused_in_a_line(ddpm_cli, tmp_path: Path) ->
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    """Everything that training changes: the weights, their moving average, the state of the optimizer."""
+    """Everything that training changes: weights, EMA, state of the optimizer."""
     (run,) = runs(folder)
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     optimizer = checkpoint["optimizer_states"][0]["state"]
@@ -73,13 +74,14 @@ def weights(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
-    """The weights that so many processes train, without Slurm and undisturbed."""
+    """Trains without Slurm and undisturbed; a function of the number of processes that returns the weights."""
 
     @functools.cache
     def train(processes: int) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp("alone")
-        command = [sys.executable, "-m", "ddpm", "train", *LONGER, f"trainer.devices={processes}"]
-        subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+        run = run_here if processes == 1 else run_process  # Lightning starts more processes of a script, not of pytest
+        done = run("train", *LONGER, f"trainer.devices={processes}", cwd=folder)
+        assert done.returncode == 0, done.stderr
         return weights(folder)
 
     return train
@@ -122,7 +124,7 @@ def warn_of_preemption(job: str) -> None:
     [
         (1, ["restart=true"], warn_of_preemption),  # restarts once, not at each start of the job
         (2, ["trainer.num_nodes=2"], requeue),
-        (2, ["trainer.num_nodes=2"], warn_of_time_limit),
+        (1, [], warn_of_time_limit),
     ],
 )
 def test_a_preempted_job_ends_in_the_bits_of_one_left_alone(
@@ -141,7 +143,7 @@ def test_a_preempted_job_ends_in_the_bits_of_one_left_alone(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_job_that_is_killed_is_not_waited_for(tmp_path: Path) -> None:
+def test_the_sweep_does_not_wait_for_a_killed_job(tmp_path: Path) -> None:
     sweep = start(tmp_path)
     status = Status.read(*runs(tmp_path))
     assert status is not None

@@ -1,3 +1,5 @@
+"""How a process knows whether it is a task of a Slurm job."""
+
 import pytest
 
 from ddpm.runs import slurm
@@ -12,7 +14,7 @@ from ddpm.runs import slurm
         ({"SLURM_PROCID": "0", "SLURM_JOB_NAME": "script.sh"}, False),  # sbatch without srun
     ],
 )
-def test_srun_starts_all_processes_of_a_job(monkeypatch, variables, is_task):
+def test_a_process_is_a_task_if_srun_started_it(monkeypatch, variables, is_task):
     for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -20,7 +22,7 @@ def test_srun_starts_all_processes_of_a_job(monkeypatch, variables, is_task):
     assert slurm.is_task() == is_task
 
 
-def test_outside_of_slurm_no_signal_is_its_warning(monkeypatch):
+def test_without_slurm_no_job_is_preempted_or_requeued(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert not slurm.means_to_go_on()
     assert not slurm.is_requeued()

@@ -1,4 +1,4 @@
-"""What a job in Slurm's queue prints and returns, by files such as submitit leaves; Slurm is not needed."""
+"""What a job in Slurm's queue prints and returns, from files such as submitit writes; Slurm is not needed."""
 
 import pickle
 from pathlib import Path
@@ -13,7 +13,7 @@ from ddpm.launch.slurm_queue import QueuedJob
 
 
 def queued(folder: Path, results: list[tuple[str, str | None] | None]) -> QueuedJob:
-    """A job with one process for each of `results`, as submitit pickles them; None if a process left nothing."""
+    """A job with one process for each of `results`, as submitit pickles them; None if a process wrote nothing."""
     paths = [SimpleNamespace(result_pickle=folder / f"{i}.pkl", stderr=folder / "log.err") for i in range(len(results))]
     for path, result in zip(paths, results, strict=True):
         if result is not None:

@@ -39,7 +39,7 @@ def test_timesteps_cover_the_chain_evenly():
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("num_steps", [2, 37, 1000])
-def test_as_many_timesteps_as_steps_are_all_of_them(num_steps, first):
+def test_as_many_timesteps_as_steps_give_every_timestep(num_steps, first):
     t = stratified_timesteps(50, num_steps - first, num_steps, seed=0, first=first)
     assert torch.equal(t, torch.arange(first, num_steps).expand(50, -1))
 
@@ -47,7 +47,7 @@ def test_as_many_timesteps_as_steps_are_all_of_them(num_steps, first):
 @pytest.mark.parametrize("draws", [4, 20])
 @pytest.mark.parametrize("num_steps", [30, 300, 1000])
 @pytest.mark.parametrize("num_images", [30, 128, 1000, 5000])
-def test_the_x0_error_is_asked_for_at_every_timestep(num_images, num_steps, draws):
+def test_the_x0_error_has_draws_at_every_timestep(num_images, num_steps, draws):
     for seed in range(5):
         t = timesteps_for_x0_mse(num_images, draws, num_steps, seed)
         counts = torch.bincount(t.flatten(), minlength=num_steps)
@@ -56,12 +56,12 @@ def test_the_x0_error_is_asked_for_at_every_timestep(num_images, num_steps, draw
         assert t.numel() < 2 * draws * num_steps + num_images
 
 
-def test_few_images_are_asked_at_all_timesteps():
+def test_few_images_get_all_timesteps():
     assert torch.equal(timesteps_for_x0_mse(3, 20, 50, seed=0), torch.arange(50).expand(3, -1))
 
 
 def test_few_timesteps_give_the_bound_of_all_within_their_error(diffusion):
-    """Each estimate with images of its own: its z-score against the exact bound of many others is standard normal."""
+    """Each estimate has its own images; its z-score against the exact bound of many other images is standard normal."""
     exact = measure_bounds(rough_denoise, {"": diffusion}, random_images(1500, seed=99), NUM_STEPS - 1, seed=99)[""]
     assert torch.equal(exact.timesteps, torch.arange(1, NUM_STEPS).expand(1500, -1))
     truth = exact.summary()
@@ -96,13 +96,13 @@ def gaussian_images(number: int) -> Tensor:
 
 
 def gaussian_chain(variance: Variance, x0_mse: Tensor | None = None) -> tuple[GaussianDiffusion, Network, Tensor]:
-    """The chain, the exact denoiser of the data, and its mean squared error at each timestep."""
+    """Returns the diffusion, the exact denoiser of the data, and its mean squared error at each timestep."""
     chain = Chain.of_betas(schedules.linear(NUM_STEPS))
     diffusion = GaussianDiffusion(schedules.linear(NUM_STEPS), variance=variance, x0_mse=x0_mse)
-    return diffusion, chain.denoiser("epsilon", DATA.best_x0), DATA.x0_variance(chain.alpha_bars)
+    return diffusion, chain.network("epsilon", DATA.best_x0), DATA.x0_variance(chain.alpha_bars)
 
 
-def test_the_x0_error_of_gaussian_data_is_their_posterior_variance():
+def test_the_x0_error_of_gaussian_data_is_the_posterior_variance():
     diffusion, denoise, expected = gaussian_chain("small")
     images = gaussian_images(600)
     measured = measure_x0_mse(denoise, diffusion, images, timesteps_for_x0_mse(600, 100, NUM_STEPS, seed=0), seed=0)
@@ -115,7 +115,7 @@ def test_the_x0_error_of_gaussian_data_is_their_posterior_variance():
 
 @pytest.mark.parametrize("clip_x0", [True, False])
 def test_the_x0_error_is_that_of_the_reverse_step(clip_x0):
-    """A network that says 3 for a white image is right where x_0 is clipped."""
+    """A network that predicts 3 for a white image has no error if x_0 is clipped."""
     diffusion = GaussianDiffusion(schedules.linear(NUM_STEPS), "x0", clip_x0=clip_x0)
     white = torch.full((20, 1, 4, 4), 255, dtype=torch.uint8)
     timesteps = timesteps_for_x0_mse(20, 20, NUM_STEPS, seed=0)

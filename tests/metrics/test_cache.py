@@ -4,7 +4,7 @@ from ddpm.metrics.cache import cached, digest
 
 
 class Maker:
-    """Counts how often it was asked."""
+    """Counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -14,7 +14,7 @@ class Maker:
         return {"a": torch.arange(3.0), "b": torch.tensor([[self.calls]])}
 
 
-def test_made_once_for_a_key(tmp_path):
+def test_a_result_is_made_once_for_a_key(tmp_path):
     make = Maker()
     first = cached(tmp_path / "cache", "things", ("x", "y"), make)
     again = cached(tmp_path / "cache", "things", ("x", "y"), make)
@@ -26,15 +26,15 @@ def test_made_once_for_a_key(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_nothing_is_kept_without_a_folder():
+def test_nothing_is_stored_without_a_folder():
     make = Maker()
     for _ in range(2):
         cached(None, "things", ("x",), make)
     assert make.calls == 2
 
 
-def test_a_damaged_file_is_made_anew(tmp_path):
-    """A flip of any byte, or a cut, gives the right tensors or new ones, never wrong ones."""
+def test_a_damaged_file_is_replaced(tmp_path):
+    """With any byte flipped, or a part cut off, the tensors are right or made again, never wrong."""
     make = Maker()
     right = cached(tmp_path, "things", ("x",), make)
     (path,) = tmp_path.iterdir()

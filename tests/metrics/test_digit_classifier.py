@@ -18,13 +18,13 @@ def accuracy(split):
     return (logits.argmax(dim=1) == split.labels).double().mean().item()
 
 
-def test_pinned_network_knows_the_embedded_digits():
+def test_the_pinned_network_classifies_the_embedded_digits():
     data = MNISTMini()
     data.setup()
     assert accuracy(data.split("test")) >= 0.99
 
 
-def test_pinned_network_is_as_accurate_as_its_card_says(real_mnist):
+def test_the_pinned_network_has_the_accuracy_on_its_card(real_mnist):
     data = MNIST(real_mnist)
     data.setup()
     measured = accuracy(data.split("test"))
@@ -36,7 +36,7 @@ def test_weights_are_small():
     assert WEIGHTS.stat().st_size <= 1_000_000
 
 
-def test_weights_of_another_checksum_are_refused(tmp_path):
+def test_weights_with_another_checksum_are_refused(tmp_path):
     weights = tmp_path / WEIGHTS.name
     for path in (WEIGHTS, WEIGHTS.with_suffix(".json")):
         shutil.copy(path, tmp_path)

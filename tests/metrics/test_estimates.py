@@ -34,15 +34,15 @@ def test_a_curve_is_the_mean_in_each_bin():
     torch.testing.assert_close(deviation, 3 * torch.tensor([-2 * 2 / 3, -5 / 2, 2 * 2 / 3 + 5 / 2]).double())
 
 
-def test_the_curves_error_is_that_between_images():
-    """An image whose values are all high counts once, not once a timestep."""
+def test_the_error_of_a_curve_is_that_between_images():
+    """An image whose values are all high counts once, not once for each timestep."""
     offset = draws(50, 1)
     values = offset + torch.linspace(5, 0, 299, dtype=torch.float64)
     curve = Curve.of(stratified_timesteps(50, 299, 300, seed=0), values, bin_edges(300, values.numel()))
     torch.testing.assert_close(curve.se, (offset.std() / 50**0.5).expand(len(curve.se)))
 
 
-def test_the_curves_error_is_the_spread_over_repetitions():
+def test_the_error_of_a_curve_is_the_spread_over_repetitions():
     edges = torch.tensor([1, 11, 31])
     curves = []
     for seed in range(200):
@@ -54,8 +54,8 @@ def test_the_curves_error_is_the_spread_over_repetitions():
     torch.testing.assert_close(claimed, spread, rtol=0.15, atol=0)
 
 
-def test_what_depends_on_the_timestep_alone_has_no_error():
-    """Some timesteps are asked for once more than others, and images at different ones."""
+def test_values_that_depend_only_on_the_timestep_have_no_error():
+    """Some timesteps occur once more than others, and the images have different timesteps."""
     t = stratified_timesteps(300, 4, 60, seed=0)
     assert len(set(torch.bincount(t.flatten())[1:].tolist())) > 1
     values = 1 / t.double()
@@ -91,7 +91,7 @@ def test_bins_cover_the_chain_and_are_narrow_near_the_image(num_steps, num_value
         assert widths[0] == 1
 
 
-def test_few_values_are_few_bins():
+def test_few_values_have_few_bins():
     assert bin_edges(1000, 60).tolist() == [1, 334, 667, 1000]
     assert len(bin_edges(1000, 10**6, at_most=20)) == 21
 

@@ -9,7 +9,7 @@ def normal(*shape, seed=0):
 
 
 def with_moments(mean, factor, n=400, seed=0):
-    """Points [n, D] whose sample mean is `mean` and whose sample covariance is factor·factorᵀ, exactly."""
+    """Returns points [n, D] with exactly the sample mean `mean` and the sample covariance factor·factorᵀ."""
     points = normal(n, len(mean), seed=seed)
     points = points - points.mean(dim=0)
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(points.T.cov()), points.T, upper=False)
@@ -17,7 +17,7 @@ def with_moments(mean, factor, n=400, seed=0):
 
 
 def test_distance_of_known_gaussians():
-    """With Σ₁ = Q diag(a²) Qᵀ and Σ₂ = Q diag(b²) Qᵀ it is |μ₁-μ₂|² + |a-b|²."""
+    """With Σ₁ = Q diag(a²) Qᵀ and Σ₂ = Q diag(b²) Qᵀ the distance is |μ₁-μ₂|² + |a-b|²."""
     rotation = torch.linalg.qr(normal(4, 4)).Q
     a, b = torch.tensor([[1.0, 2.0, 0.5, 3.0], [2.0, 2.0, 0.0, 1.0]], dtype=torch.float64)  # one has no spread
     mean = torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64)
@@ -30,7 +30,7 @@ def test_distance_of_known_gaussians():
 
 @pytest.mark.parametrize(("shift", "least", "most"), [(0.3, 0.7, 1.5), (0.0, 1.0, 2.0)])
 def test_error_is_the_spread_of_repeated_draws(shift, least, most):
-    """At the floor, where the distance is nothing but its bias, the jackknife errs on the safe side."""
+    """At the floor, where the distance is only its bias, the jackknife error may be too large but not too small."""
     reference = normal(4000, 6, seed=100)
     estimates = [frechet_distance(normal(400, 6, seed=seed) + shift, reference) for seed in range(40)]
     spread = torch.tensor([estimate.mean for estimate in estimates]).std().item()

@@ -9,7 +9,7 @@ def normal(*shape, seed=0):
 
 
 def squared_mmd(x, y):
-    """Its unbiased estimate, written out (Gretton et al. 2012, eq. 3)."""
+    """Returns the unbiased estimate by its definition (Gretton et al. 2012, eq. 3)."""
 
     def k(a, b):
         return (a @ b / len(a) + 1) ** 3
@@ -28,7 +28,7 @@ def test_against_the_formula():
 
 
 def test_unbiased():
-    """Equal distributions are at zero within the error, above and below."""
+    """For equal distributions the estimates scatter around zero within their error."""
     estimates = [kernel_distance(normal(200, 4, seed=seed), normal(300, 4, seed=1000 + seed)) for seed in range(60)]
     means = torch.tensor([estimate.mean for estimate in estimates])
     spread = means.std().item()
@@ -42,7 +42,7 @@ def test_unbiased():
     [(0.5, 60, 400, 0.8, 1.4), (0.5, 400, 60, 0.8, 1.4), (0.0, 150, 150, 1.0, 2.0)],
 )
 def test_error_is_the_spread_of_repeated_draws(shift, n, m, least, most):
-    """Of both sets; where the distributions are equal, the jackknife errs on the safe side."""
+    """Both sets are drawn again. For equal distributions the jackknife error may be too large but not too small."""
     estimates = [kernel_distance(normal(n, 4, seed=seed) + shift, normal(m, 4, seed=1000 + seed)) for seed in range(60)]
     spread = torch.tensor([estimate.mean for estimate in estimates]).std().item()
     stated = torch.tensor([estimate.se for estimate in estimates]).mean().item()

@@ -10,7 +10,7 @@ def normal(*shape, seed=0):
 
 
 def by_hand(samples, real):
-    """The definitions, point by point."""
+    """Returns the measures by their definitions, point by point."""
 
     def radius(point, points, k):
         return sorted((point - other).norm().item() for other in points)[k]
@@ -44,7 +44,7 @@ def test_extremes():
     assert set(far.values()) == {0}
 
 
-def test_a_missing_mode_shows_in_recall_and_coverage_alone():
+def test_a_missing_mode_lowers_only_recall_and_coverage():
     modes = torch.tensor([[0.0, 0.0], [20.0, 0.0]]).double()
     real = normal(200, 2, seed=1) + modes[torch.arange(200) % 2]
     measured = manifold_measures(normal(200, 2, seed=2), real)

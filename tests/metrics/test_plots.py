@@ -48,7 +48,7 @@ def test_divergences_add_up_to_the_bound(tmp_path):
     assert colours(tmp_path / "kl.png") > 3
 
 
-def test_divergences_show_what_is_zero_and_the_gap(tmp_path):
+def test_divergences_show_zeros_and_the_gap(tmp_path):
     curves = {
         "model, test": curve([1, 5, 21], [0.1, 0.01]),
         "best, test": curve([1, 5, 21], [7.0, 0.01]),
@@ -68,7 +68,7 @@ def test_divergences_show_what_is_zero_and_the_gap(tmp_path):
     assert colours(tmp_path / "kl.png") > 3
 
 
-def test_errors_leave_out_what_is_not_known(tmp_path):
+def test_errors_leave_out_nan(tmp_path):
     figure = plots.errors(torch.arange(-1, 2), {"known": torch.ones(3), "not": torch.tensor([torch.nan, 1, 2])})
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["known", "not"]
     figure.savefig(tmp_path / "error.png")
@@ -76,7 +76,7 @@ def test_errors_leave_out_what_is_not_known(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_animation_plays_every_frame(tmp_path, channels):
+def test_an_animation_has_every_frame(tmp_path, channels):
     path = tmp_path / "a.gif"
     brightening = [torch.full((channels, 14, 14), level) for level in (-1.0, 0.0, 1.0)]
     save_animation(path, {"up": brightening, "down": brightening[::-1]}, ["one", "two", "three"])

@@ -1,18 +1,24 @@
-"""All measures together, on the embedded digits: 9,000 for training, and half of the 2,000 for testing as samples."""
+"""All measures on the embedded digits: 9,000 training images, and half of the 2,000 test images as samples."""
 
 import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
+from ddpm.commands.evaluate.sample_quality import build_measures
+from ddpm.config import conf_dir
 from ddpm.data import MNISTMini, to_model_range
+from ddpm.errors import UserError
 from ddpm.metrics import plots
 from ddpm.metrics.estimates import Estimate
-from ddpm.metrics.quality import CAPTIONS, NUM_PAIRS, STAGES, Measure, sample_quality
+from ddpm.metrics.measures import Comparison
+from ddpm.metrics.quality import NUM_PAIRS, sample_quality
 
 N = 1000
+MEASURES = build_measures(OmegaConf.create({"all": OmegaConf.load(conf_dir() / "measures" / "default.yaml")}).all)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +34,14 @@ def judge(digits, tmp_path_factory):
     train, test = digits.split("train").images, digits.split("test").images[::2]
 
     def run(samples, **kwargs):
-        return sample_quality(samples, train, test, **{"cache_dir": cache} | kwargs)
+        return sample_quality(samples, train, test, **{"measures": MEASURES, "cache_dir": cache} | kwargs)
 
     return run
 
 
 @pytest.fixture(scope="module")
 def held_out(digits):
-    """What an ideal generator would make: real digits that nobody else sees."""
+    """The output of an ideal generator: real digits that are in no other set."""
     return digits.split("test").images[1::2]
 
 
@@ -50,7 +56,7 @@ def close(value, other, errors=4):
 
 def test_held_out_digits_are_as_good_as_the_real_ones(quality_of_held_out):
     for name, measure in quality_of_held_out.measures.items():
-        assert close(*measure), name
+        assert close(measure.value, measure.real), name
         assert measure.value.se > 0, name
 
 
@@ -58,7 +64,7 @@ def test_a_generator_that_copies_the_training_set_is_flagged(judge, digits, qual
     train = digits.split("train").images
     quality = judge(train[::7][:N])
     for name in ("pixel_copies", "feature_copies"):
-        copies, real = quality.measures[name]
+        copies, real, _ = quality.measures[name]
         assert copies.mean == 1
         assert real.mean < 0.03
         assert quality_of_held_out.measures[name].value.mean < 0.03
@@ -95,9 +101,9 @@ def test_the_worse_the_samples_the_larger_the_distance(judge, held_out, quality_
     assert worst.measures["kid"].value.mean > 10 * worst.measures["kid"].value.se
 
 
-def test_floors_are_of_one_real_set_against_the_other(digits, held_out, quality_of_held_out):
+def test_a_floor_compares_the_two_real_sets(digits, held_out, quality_of_held_out):
     train = avg_pool2d(digits.split("train").images[:N].float(), 3, stride=1, padding=1).byte()
-    measures = sample_quality(held_out, train, digits.split("test").images[::2]).measures
+    measures = sample_quality(held_out, train, digits.split("test").images[::2], MEASURES).measures
     for name in ("fd_train", "fd_test", "kid"):
         assert measures[name].real.mean > 2 * quality_of_held_out.measures[name].real.mean, name
     assert measures["coverage"].real.mean < 0.8
@@ -117,44 +123,76 @@ def test_the_order_of_the_samples_does_not_matter(judge, held_out, quality_of_he
 
 def test_the_order_of_the_real_images_and_the_cache_do_not_matter(digits, held_out):
     train, test = digits.split("train").images[:600], digits.split("test").images[:400]
-    quality = sample_quality(held_out, train, test)
-    flipped = sample_quality(held_out, train.flip(0), test.flip(0))
+    quality = sample_quality(held_out, train, test, MEASURES)
+    flipped = sample_quality(held_out, train.flip(0), test.flip(0), MEASURES)
     assert quality.n == 400
     assert flipped.numbers() == quality.numbers()
     assert torch.equal(599 - flipped.pairs["pixels"].train, quality.pairs["pixels"].train)
 
 
-def test_real_images_are_looked_at_once(digits, held_out, tmp_path):
+def test_results_for_real_images_are_stored(digits, held_out, tmp_path):
     train, test = digits.split("train").images[:300], digits.split("test").images[:200]
-    first = sample_quality(held_out[:200], train, test, tmp_path)
+    first = sample_quality(held_out[:200], train, test, MEASURES, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(files) == 3
-    again = sample_quality(held_out[:200], train, test, tmp_path)
+    again = sample_quality(held_out[:200], train, test, MEASURES, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     assert again.numbers() == first.numbers()
-    sample_quality(held_out[:200], torch.cat([train[1:], held_out[200:201]]), test, tmp_path)
+    sample_quality(held_out[:200], torch.cat([train[1:], held_out[200:201]]), test, MEASURES, tmp_path)
     assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_numbers_are_flat_and_complete(quality_of_held_out):
     numbers = quality_of_held_out.numbers()
     assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
-    for name in CAPTIONS:
+    for name in quality_of_held_out.captions:
         assert {name, f"{name}_se", f"{name}_real", f"{name}_real_se"} <= numbers.keys()
     assert numbers["fd_test_ratio"] == pytest.approx(numbers["fd_test"] / numbers["fd_test_real"])
     assert sum(numbers[f"class_share_{digit}"] for digit in range(10)) == pytest.approx(1)
 
 
-def test_stages_are_told_in_their_order(judge, held_out):
-    told = []
-    judge(held_out[:200], on_stage=told.append)
-    assert tuple(told) == STAGES
+class Brightness:
+    name = "brightness"
+    caption = "mean brightness"
+
+    def __call__(self, samples, reference):
+        assert len(samples) == len(reference.n_train) == len(reference.n_test) == 200
+        return samples.images.float().mean()
+
+
+def test_a_measure_of_the_users_own_is_one_of_the_measures(judge, held_out):
+    stages = []
+    quality = judge(held_out[:200], measures=[MEASURES[2], Brightness()], on_stage=stages.append)
+    assert list(quality.measures) == list(quality.captions) == ["kid", "brightness"]
+    numbers = quality.numbers()
+    assert numbers["brightness"] == held_out[:200].float().mean()
+    assert math.isnan(numbers["brightness_se"])
+    assert stages[-2:] == [MEASURES[2].caption, "mean brightness"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ({"x": {"_target_": "builtins.dict"}}, r"measures\.x is no measure"),
+        ({"x": {"_target_": "builtins.int"}}, r"measures\.x is no measure"),
+        ({"x": {"_target_": "nowhere.X"}}, "nowhere"),
+        ({key: {"_target_": "ddpm.metrics.kernel.KernelDistance"} for key in "xy"}, "the same name, kid"),
+    ],
+)
+def test_objects_that_are_no_measures_are_refused(nodes, message):
+    with pytest.raises(UserError, match=message):
+        build_measures(OmegaConf.create(nodes))
+
+
+def test_a_measure_that_is_null_is_left_out():
+    assert build_measures(OmegaConf.create({"x": None, "kid": {"_target_": "ddpm.metrics.kernel.KernelDistance"}}))
+    assert build_measures(None) == []
 
 
 def test_ratio():
-    ratio = Measure(Estimate(6.0, 0.3), Estimate(2.0, 0.1)).ratio
+    ratio = Comparison(Estimate(6.0, 0.3), Estimate(2.0, 0.1)).ratio
     assert ratio == pytest.approx((3, 3 * math.hypot(0.05, 0.05)))
-    assert math.isnan(Measure(Estimate(6.0, 0.3), Estimate(0.0, 0.0)).ratio.mean)
+    assert math.isnan(Comparison(Estimate(6.0, 0.3), Estimate(0.0, 0.0)).ratio.mean)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
 import gzip
+import io
+import resource
 import struct
+import tempfile
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm.data import MNISTMini
-from ddpm.metrics.samples_file import read_samples, seem_inverted
+from ddpm.metrics.samples_file import doubts, read_samples
 
 DIGITS = np.random.default_rng(0).integers(256, size=(4, 28, 28), dtype=np.uint8)
 DIGITS[:, 0, :2] = (0, 255)  # floats made of them span their range
@@ -78,7 +86,14 @@ def test_idx(tmp_path, name):
         (DIGITS / 255 - 0.1, "neither"),
         (DIGITS / 127.5 - 1.1, "clamp"),
         (np.where(DIGITS == 0, np.nan, DIGITS / 255), "nan"),
+        (np.where(DIGITS == 0, np.inf, DIGITS / 255), "inf"),
+        (DIGITS.astype(np.uint16) * 256, "from 0 to 65280"),
+        (DIGITS.astype(np.int8), "from -128 to 127"),
+        (DIGITS / 77 - 0.42, "clamp"),  # standardised: mean 0, standard deviation 1
         (DIGITS > 100, "bool"),
+        (DIGITS.astype(np.complex64), "complex64"),
+        (DIGITS.astype("m8[s]"), "timedelta64"),
+        (DIGITS.astype(str), "<U"),
         (DIGITS.astype(object), "no NumPy file of plain numbers"),
     ],
 )
@@ -94,7 +109,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no picture"):
         read_samples(tmp_path)
     np.savez(tmp_path / "a.npz", x=DIGITS, y=DIGITS)
-    with pytest.raises(ValueError, match="call that of the digits images"):
+    with pytest.raises(ValueError, match="call the one with digits 'images'"):
         read_samples(tmp_path / "a.npz")
     for name in ("b.npz", "b.npy"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")
@@ -104,18 +119,83 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no IDX file"):
         read_samples(tmp_path / "c.bin")
     Image.new("L", (20, 28)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="20×28 pixels"):
+    with pytest.raises(ValueError, match=r"can be read. left out: .*1 that cannot be used.*20×28 pixels"):
         read_samples(tmp_path)
     with pytest.raises(ValueError, match="name the folder"):
         read_samples(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(b"whatever")
-    with pytest.raises(ValueError, match="cannot read the picture"):
+    with pytest.raises(ValueError, match="cannot identify image file"):
         read_samples(tmp_path)
 
 
-def test_dark_digits_on_white_seem_inverted():
+def test_digits_of_another_range_are_suspicious():
     data = MNISTMini()
     data.setup()
     digits = data.split("test").images
-    assert not seem_inverted(digits)
-    assert seem_inverted(255 - digits)
+    assert doubts(digits) is None
+    assert doubts(digits[:1]) is None
+    assert "inverted" in doubts(255 - digits)
+    assert "digits of about 127" in doubts(digits // 2)
+    assert "backgrounds of about 128" in doubts(128 + digits // 2)
+
+
+def test_a_header_that_promises_more_than_the_file_holds_costs_no_memory(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 28, 28)})
+    (tmp_path / "a.npy").write_bytes(header.getvalue() + bytes(1000))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(2**24))  # 1,000 times as large as its packed form
+    idx = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 28, 28)
+    (tmp_path / "a.idx").write_bytes(idx + bytes(1000))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(idx + bytes(2**24)))
+    tracemalloc.start()
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(ValueError, match=r"is no (NumPy|IDX) file"):
+            read_samples(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def good_file(name):
+    """Returns the bytes of a file with digits."""
+    content = io.BytesIO()
+    if name.endswith(("png", "jpg")):
+        Image.fromarray(DIGITS[0]).save(content, "PNG" if name == "a.png" else "JPEG")
+    elif name == "a.npz":
+        np.savez_compressed(content, labels=np.zeros(4), images=DIGITS)
+    elif name == "a.npy":
+        np.save(content, DIGITS)
+    else:
+        content.write(struct.pack(">4B3I", 0, 0, 8, 3, *DIGITS.shape) + DIGITS.tobytes())
+    return gzip.compress(content.getvalue(), mtime=0) if name == "a.gz" else content.getvalue()
+
+
+GOOD_FILES = {name: good_file(name) for name in ("a.png", "a.jpg", "a.npz", "a.npy", "a.idx", "a.gz")}
+PLACES = st.one_of(st.integers(0, 40), st.integers(0, 4000))  # most of what matters is in the header
+NEW_BYTES = st.one_of(st.binary(max_size=4), st.sampled_from([b"\xff" * 4, bytes(4)]))
+EDITS = st.lists(st.tuples(PLACES, st.sampled_from([0, 1, 4, 10**6]), NEW_BYTES), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(sorted(GOOD_FILES)), EDITS)
+def test_any_bytes_give_digits_or_one_line(name, edits):
+    """Good files in which bytes are replaced, inserted or cut off."""
+    content = bytearray(GOOD_FILES[name])
+    for place, removed, new in edits:
+        content[place : place + removed] = new
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            digits = read_samples(path.parent if name in ("a.png", "a.jpg") else path)
+        except ValueError as error:
+            message = str(error)
+        else:
+            message = folder
+            assert digits.dtype == torch.uint8
+            assert digits.shape[1:] == (1, 28, 28)
+    assert folder in message
+    assert "\n" not in message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**18  # KiB

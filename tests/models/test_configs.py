@@ -23,7 +23,7 @@ def test_every_size_takes_28_by_28(path, image_channels, record_property):
 
 
 @pytest.mark.parametrize("channels", [8, 20, 48])
-def test_channels_alone_makes_another_width(channels):
+def test_channels_alone_sets_the_width(channels):
     config = OmegaConf.load(MODELS[-1])
     network = instantiate(config, image_channels=1, channels=channels)
     assert network.input.weight.shape[0] == channels

@@ -6,7 +6,7 @@ from ddpm.models import UNet
 
 
 def perturbed(**settings) -> UNet:
-    """A network whose zero-initialised layers are not zero any more, as after a step of training."""
+    """Return a network whose zero-initialised layers have other values, as after a training step."""
     torch.manual_seed(0)
     network = UNet(**settings)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_a_new_network_outputs_zero():
     assert torch.equal(output, torch.zeros(2, 1, 28, 28))
 
 
-def test_the_output_depends_on_the_timestep_and_each_image_on_its_own():
+def test_the_output_depends_on_the_timestep_and_on_no_other_image():
     network = perturbed(channels=8, blocks=1)
     image = torch.randn(1, 1, 28, 28)
     t = torch.tensor([0, 1, 500, 998, 999])
@@ -51,15 +51,15 @@ def test_the_output_depends_on_the_timestep_and_each_image_on_its_own():
     for i in range(5):
         torch.testing.assert_close(together[i : i + 1], network(image, t[i : i + 1]), rtol=1e-4, atol=1e-5)
         for j in range(i):
-            assert (together[i] - together[j]).abs().max() > 1e-3, f"t = {t[i]} and t = {t[j]} look the same"
+            assert (together[i] - together[j]).abs().max() > 1e-3, f"t = {t[i]} and t = {t[j]} give the same output"
 
 
 @pytest.mark.parametrize("attention", [(), (0, 1, 2)], ids=str)
 def test_every_parameter_learns(attention):
     network = perturbed(channels=16, attention=attention, blocks=1)
     network(torch.randn(4, 1, 8, 8), torch.arange(4) * 250).square().sum().backward()
-    # A bias whose effect a normalisation takes away again would get rounding noise instead of a gradient. Softmax
-    # does that to the bias of the keys, a third of the bias of qkv, which is therefore looked at as a whole.
+    # A bias that a normalisation cancels has a gradient of 0 up to rounding. Softmax cancels the bias of the keys, a
+    # third of the bias of qkv, so the test checks that bias as a whole.
     dead = []
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -69,13 +69,13 @@ def test_every_parameter_learns(attention):
 
 
 @pytest.mark.parametrize(("attention", "count"), [((), 0), ((2,), 5), ((0, 1), 8), ((1, 2), 9)], ids=str)
-def test_attention_sits_at_the_levels_asked_for(attention, count):
+def test_attention_is_at_the_given_levels(attention, count):
     network = UNet(channels=8, attention=attention)  # a level has two blocks down, two up
     assert sum(type(module).__name__ == "SelfAttention" for module in network.modules()) == count
 
 
-def test_only_attention_lets_far_pixels_talk():
-    """The convolutions of this network reach 10 pixels to each side (GroupNorm, which sees all, is taken out)."""
+def test_only_attention_connects_far_pixels():
+    """The convolutions of this network reach 10 pixels to each side. GroupNorm connects all pixels, so remove it."""
     far = torch.zeros(1, 1, 2, 64)
     far[..., -1] = 1.0
     reach = {}
@@ -144,7 +144,7 @@ def test_the_timestep_embedding_stays_exact_under_autocast():
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UNet(**settings)
 

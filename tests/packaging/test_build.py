@@ -1,3 +1,5 @@
+"""Building objects from configs, and finding the configs, in the clone."""
+
 import subprocess
 import sys
 from pathlib import Path

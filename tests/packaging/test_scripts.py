@@ -1,4 +1,4 @@
-"""The set-up by scripts/run and scripts/test in a small clone: the real scripts, and a package without requirements."""
+"""Set-up by scripts/run and scripts/test: the real scripts in a small clone whose package has no requirements."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ ray = []
 dev = []
 """
 
-# A build back-end without requirements, so that the installation needs no network.
+# A build back-end without requirements: the installation needs no network.
 BACKEND = """\
 import os, pathlib, zipfile
 
@@ -52,7 +52,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    root = tmp_path / "a clone"  # with a space, as people's folders have
+    root = tmp_path / "a clone"  # with a space, as in many users' folders
     shutil.copytree(SCRIPTS, root / "scripts")
     (root / "pyproject.toml").write_text(PYPROJECT)
     (root / "backend.py").write_text(BACKEND)
@@ -60,7 +60,7 @@ def clone(tmp_path) -> Path:
     return root
 
 
-# A PYTHONPATH could bring the real ddpm in. The folder of this interpreter has uv, if scripts/test made it.
+# PYTHONPATH may contain the real ddpm. The folder of this interpreter contains uv if scripts/test made it.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
     "PYTHON": sys.executable,
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -101,7 +101,7 @@ def test_scripts_are_bash_and_keep_their_line_ends():
     assert attribute.stdout == "scripts/run: eol: lf\n"
 
 
-def test_run_installs_what_lacks_and_nothing_twice(clone):
+def test_run_installs_what_is_missing_and_nothing_twice(clone):
     """In one clone: a failure, two starts at once, an extra, the development tools, changed requirements."""
     code, out, err = run(clone, "train", BREAK="1")
     assert (code, out) == (1, "")

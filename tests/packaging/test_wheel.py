@@ -31,7 +31,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
-    # Python reads no .pth files in a folder that a .pth file adds; one of those puts the clone on the path.
+    # In a folder added by a .pth file Python reads no .pth files, so the clone does not get onto the path.
     packages = Path(pytest.__file__).parents[1]
     (site / "this_environment.pth").write_text(str(packages))
     install = ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]

@@ -33,11 +33,12 @@ def test_a_fused_optimizer(plain):
 
 
 @pytest.mark.slow
-def test_all_at_once_with_a_compiled_network(ddpm_cli, tmp_path):
+def test_all_at_once_with_a_compiled_network(ddpm_cli, ddpm_here, tmp_path):
     train = [
         "train", "data=mnist_mini", "data.batch_size=16", "model=unet_tiny", "model.channels=8",
-        "schedule.num_steps=50", "trainer=cpu", "trainer.precision=32-true", "trainer.max_steps=4",
-        "trainer.limit_val_batches=2", "trainer.val_check_interval=2",
+        "model.multipliers=[1,2]", "model.attention=[]", "schedule.num_steps=50", "trainer=cpu",
+        "trainer.precision=32-true", "trainer.max_steps=4", "trainer.limit_val_batches=2",
+        "trainer.val_check_interval=2",
     ]  # fmt: skip
     fast = [
         "compile=true", "channels_last=true", "data.on_device=true", "optimizer.algorithm.fused=true",
@@ -47,7 +48,7 @@ def test_all_at_once_with_a_compiled_network(ddpm_cli, tmp_path):
     for options in ([], fast):
         folder = tmp_path / str(len(options))
         folder.mkdir()
-        done = ddpm_cli(*train, *options, cwd=folder)
+        done = (ddpm_cli if options else ddpm_here)(*train, *options, cwd=folder)
         assert done.returncode == 0, done.stderr
         (path,) = folder.glob("outputs/train/default/*/checkpoints/last.ckpt")
         found.append(torch.load(path, weights_only=True)["state_dict"])

@@ -35,22 +35,29 @@ WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 console = PlainConsole(highlight=False, markup=False, emoji=False, soft_wrap=True, width=WIDTH)
 
 
+def table(title: str, *columns: str) -> Table:
+    """Returns an empty table whose first column is text and whose other columns are numbers."""
+    empty = Table(*columns, title=title, title_justify="left")
+    for column in empty.columns[1:]:
+        column.justify = "right"
+    return empty
+
+
 def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
     """Prints one number a row, with four significant digits. None stands for NaN and is printed as a dash."""
-    table = Table("metric", "value", title=title, title_justify="left")
-    table.columns[1].justify = "right"
+    shown = table(title, "metric", "value")
     for name, value in metrics.items():
-        table.add_row(name, "–" if value is None else f"{value:.4g}")
-    console.print(table)
+        shown.add_row(name, "–" if value is None else f"{value:.4g}")
+    console.print(shown)
 
 
 def plans(jobs: Iterable[tuple[str, Plan]]) -> None:
     """Prints what each named job would do, and in which directory."""
-    table = Table("job", "would", title="Dry run: nothing is started", title_justify="left")
-    table.add_column("in", overflow="fold")
+    shown = Table("job", "would", title="Dry run: nothing is started", title_justify="left")
+    shown.add_column("in", overflow="fold")
     for name, plan in jobs:
-        table.add_row(name, plan.what, str(plan.directory))
-    console.print(table)
+        shown.add_row(name, plan.what, str(plan.directory))
+    console.print(shown)
 
 
 def results(directory: Path, files: Sequence[str], next_commands: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.commands import display
-from ddpm.commands.command import Plan
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
 from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes
@@ -41,7 +40,10 @@ class Loaded(NamedTuple):
     def network(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The moving average's output; it alone in the device's precision, the chain's arithmetic in float32."""
         with self.fabric.autocast():
-            return self.model.ema(x_t, t)
+            output = self.model.ema(x_t, t)
+        if not output.isfinite().all():
+            raise UserError(f"the network of {self.checkpoint} returns NaN or infinity: the training diverged.")
+        return output
 
 
 def load(cfg: DictConfig) -> Loaded:
@@ -74,18 +76,15 @@ def sample(
         return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))
 
 
-def plan(cfg: DictConfig, what: str) -> Plan:
-    """What a command would do, in words, with the checkpoint that `ckpt=` names.
+def read(cfg: DictConfig) -> tuple[Path, DDPM]:
+    """Return the checkpoint that `ckpt=` names and its model, on the CPU, for the checks of a plan.
 
     Raises:
-        UserError: no such checkpoint, one that cannot be read, trusted, or walked by the sampler, or no such device.
+        UserError: no such checkpoint, one that cannot be read or trusted, or a device that is not there.
     """
     checkpoint = find_checkpoint(cfg.ckpt)
-    number_of_processes(cfg.trainer)  # are they there?
-    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
-    if "sampler" in cfg:
-        model.check_sampler(build(cfg.sampler, Sampler))
-    return Plan(results_directory(cfg, checkpoint), what)
+    number_of_processes(cfg.trainer)  # raises if they are not there
+    return checkpoint, load_model(checkpoint, trusted=trusted_targets(config_folders()))
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:

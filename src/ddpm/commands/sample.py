@@ -1,11 +1,12 @@
 """`ddpm sample`: draws images from a checkpoint, or edits images of the test set."""
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
@@ -14,14 +15,26 @@ from ddpm.commands.command import Plan
 from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
+from ddpm.commands.results_folder import make_results_folder
 from ddpm.config import build, override
 from ddpm.data import pictures, to_model_range, to_uint8
-from ddpm.devices import device_name
 from ddpm.diffusion import Ancestral, Sampler
 from ddpm.errors import UserError
-from ddpm.runs import provenance, write_json
-from ddpm.runs.files import make_folder
+from ddpm.training.hardware import number_of_processes
 from ddpm.training.module import DDPM
+
+
+class Job(NamedTuple):
+    """What the command works with, built and checked."""
+
+    sampler: Sampler
+    steps: int
+    """of the sampler"""
+    mode: Mode | None
+    inputs: Tensor | None
+    """the images that the mode starts from, [M, C, H, W] in [-1, 1] on the CPU"""
+    evaluations: int
+    """network evaluations; a batch of B images counts B"""
 
 
 class SampleResult(NamedTuple):
@@ -29,11 +42,7 @@ class SampleResult(NamedTuple):
 
     images: Tensor
     """[N, C, H, W] in [-1, 1]"""
-    evaluations: int
-    """network evaluations; a batch of B images counts B"""
     picture: Image.Image
-    inputs: Tensor | None = None
-    """the images that a mode started from, [M, C, H, W] in [-1, 1]"""
 
 
 def run(cfg: DictConfig) -> None:
@@ -42,32 +51,21 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: checkpoint, data or image do not exist, or sampler or mode do not fit the checkpoint.
     """
-    if not all(isinstance(number, int) and number >= 1 for number in (cfg.num_samples, cfg.batch_size)):
-        raise UserError("num_samples and batch_size must be whole numbers, at least 1.")
-    sampler: Sampler = build(cfg.sampler, Sampler)
-    mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
     loaded = from_checkpoint.load(cfg)
-    checkpoint, model, fabric, directory = loaded
-    if cfg.variance is not None and not isinstance(sampler, Ancestral):
-        raise UserError(f"variance={cfg.variance} is of the ancestral chain alone: sampler=ancestral, or leave it out.")
-    from_checkpoint.set_variance(model, cfg.variance, checkpoint)
-    steps = model.check_sampler(sampler)
-    if mode is not None and fabric.world_size > 1:
-        raise UserError("a mode works on one device: leave trainer.devices out.")
-
+    job = prepare(cfg, loaded.checkpoint, loaded.model)
     started = time.perf_counter()
-    result = draw(cfg, loaded, sampler, steps) if mode is None else edit(cfg, loaded, sampler, steps, mode)
+    result = draw(cfg, loaded, job) if job.mode is None else edit(cfg, loaded, job)
     seconds = time.perf_counter() - started
-    if not fabric.is_global_zero:
+    if not loaded.fabric.is_global_zero:
         return
 
-    make_folder(directory)
-    arrays = {"images": result.images} | ({} if result.inputs is None else {"inputs": result.inputs})
+    directory = loaded.directory
+    arrays = {"images": result.images} | ({} if job.inputs is None else {"inputs": job.inputs})
     pixels = {name: to_uint8(images).cpu().numpy() for name, images in arrays.items()}
+    make_results_folder(directory, loaded.fabric.device, loaded.checkpoint)
     result.picture.save(directory / "samples.png")
     np.savez_compressed(directory / "samples.npz", **pixels)  # type: ignore[arg-type]
-    write_json(directory / "provenance.json", provenance(device_name(fabric.device)) | {"checkpoint": checkpoint})
-    each = round(result.evaluations / len(result.images))
+    each = round(job.evaluations / len(result.images))
     display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} network evaluations each")
     display.results(
         directory,
@@ -75,26 +73,53 @@ def run(cfg: DictConfig) -> None:
             "samples.png: all of them",
             "samples.npz: " + ", ".join(f"{name}, uint8 {list(array.shape)}" for name, array in pixels.items()),
         ],
-        [f"ddpm evaluate {override('ckpt', checkpoint)}"],
+        [f"ddpm evaluate {override('ckpt', loaded.checkpoint)}"],
     )
 
 
 def plan(cfg: DictConfig) -> Plan:
     """Returns what `run` would do."""
-    return from_checkpoint.plan(cfg, "draw images")
+    checkpoint, model = from_checkpoint.read(cfg)
+    prepare(cfg, checkpoint, model)
+    return Plan(from_checkpoint.results_directory(cfg, checkpoint), "draw images")
 
 
-def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int) -> SampleResult:
+def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
+    """Returns the checked parts of the command, and gives the model the variance of `cfg`.
+
+    Raises:
+        UserError: see `run`.
+    """
+    sampler: Sampler = build(cfg.sampler, Sampler)
+    if cfg.variance is not None and not isinstance(sampler, Ancestral):
+        raise UserError(f"variance={cfg.variance} needs sampler=ancestral: other samplers have no such variance.")
+    from_checkpoint.set_variance(model, cfg.variance, checkpoint)
+    steps = model.check_sampler(sampler)
+    mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
+    if mode is None:
+        return Job(sampler, steps, None, None, cfg.num_samples * steps)
+    if number_of_processes(cfg.trainer) > 1:
+        raise UserError("a mode works on one device: set trainer.devices=1.")
+    inputs = pick_images(cfg, model)
+    try:
+        evaluations = mode.evaluations(Chain(model.ema, model.diffusion, sampler), len(inputs), cfg.num_samples)
+    except ValueError as error:
+        raise UserError(f"mode: {error}") from error
+    return Job(sampler, steps, mode, inputs, evaluations)
+
+
+def draw(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
     """Returns images drawn from noise."""
-    evaluations = cfg.num_samples * steps
     with Evaluations(loaded.fabric.world_size) as progress:
-        images = from_checkpoint.sample(cfg, loaded, sampler, progress.part(f"sampling, {steps} steps", evaluations))
-    return SampleResult(images, evaluations, pictures.image_grid(images))
+        advance = progress.part(f"sampling, {job.steps} steps", job.evaluations)
+        images = from_checkpoint.sample(cfg, loaded, job.sampler, advance)
+    return SampleResult(images, pictures.image_grid(images))
 
 
-def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mode) -> SampleResult:
-    """Returns images that `mode` makes from images of the test set."""
-    images = pick_images(cfg, loaded.model).to(loaded.fabric.device)
+def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
+    """Returns images that the mode makes from images of the test set."""
+    assert job.mode is not None
+    assert job.inputs is not None
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         outputs = []
@@ -103,28 +128,19 @@ def edit(cfg: DictConfig, loaded: Loaded, sampler: Sampler, steps: int, mode: Mo
             advance(len(outputs[-1]))
         return torch.cat(outputs)
 
-    chain = Chain(network, loaded.model.diffusion, sampler)
-    try:
-        evaluations = mode.evaluations(chain, len(images), cfg.num_samples)
-    except ValueError as error:
-        raise UserError(f"mode: {error}") from error
+    chain = Chain(network, loaded.model.diffusion, job.sampler)
     with Evaluations() as progress, torch.no_grad():
-        advance = progress.part(f"sampling, {steps} steps", evaluations)
-        edited = mode(chain, images, cfg.num_samples, cfg.seed)
-
+        advance = progress.part(f"sampling, {job.steps} steps", job.evaluations)
+        edited = job.mode(chain, job.inputs.to(loaded.fabric.device), cfg.num_samples, cfg.seed)
     made = edited.images.flatten(0, 1).clamp(-1, 1)
-    picture = pictures.image_table(edited.groups(), mode.captions(cfg.images))
-    return SampleResult(made, evaluations, picture, images)
+    return SampleResult(made, pictures.image_table(edited.groups(), job.mode.captions(cfg.images)))
 
 
 def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
     """Returns the images of the test set with the indices in `cfg.images`, [N, C, H, W] in [-1, 1]."""
-    if not isinstance(cfg.images, ListConfig) or not all(type(index) is int for index in cfg.images) or not cfg.images:
-        raise UserError(f"images={cfg.images}: name some of the test set by their numbers, as in images=[0,3].")
-    data = from_checkpoint.data_of(cfg, model)
-    data.prepare_data()
-    data.setup()
-    images = data.split("test").images
+    if not cfg.images:
+        raise UserError("images is empty: it must be a list of indices in the test set, as in images=[0,3].")
+    images = from_checkpoint.data_of(cfg, model).ready().split("test").images
     for index in cfg.images:
         if not 0 <= index < len(images):
             raise UserError(f"images: there is no {index}, the test set has the images 0 to {len(images) - 1}.")

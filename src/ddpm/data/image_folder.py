@@ -1,41 +1,32 @@
-"""Any folder of pictures as a data set."""
+"""A data set from any folder of pictures."""
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ddpm.config import user_path
 from ddpm.data.images import ImageData, Split
-from ddpm.data.picture_files import find_pictures, read_picture_file
+from ddpm.data.picture_files import MODES, read_picture_file, read_pictures, to_tensor
 from ddpm.errors import UserError
 from ddpm.seeding import Stream, generator
-
-MODES = {1: "L", 3: "RGB"}
-"""PIL's name for a number of channels"""
-LONG = 2000
-"""a progress bar is shown for this many pictures or more"""
 
 
 class ImageFolder(ImageData):
     """All pictures below a folder, cropped around the centre and scaled to one size, in memory.
 
-    The label of a picture is the index, by name, of the sub-folder of `root` that holds it (0 without sub-folders).
+    The label of a picture is the index of its sub-folder of `root`, in the order of names; 0 without sub-folders.
 
     Args:
         root: the folder; `~` is the home directory.
         image_size: H = W or [H, W] in pixels.
         image_channels: 1 (gray) or 3 (RGB).
         validation_fraction, test_fraction: shares of all pictures, rounded up; the rest is for training.
-        split_seed: decides which pictures these are.
+        split_seed: seed of the split.
         batch_size, kwargs: see `ImageData`.
     """
 
@@ -61,7 +52,12 @@ class ImageFolder(ImageData):
         self.split_seed = split_seed
 
     def load(self) -> dict[str, Split]:
-        paths = self._find()
+        if not self.root.is_dir():
+            raise UserError(f"there is no folder {self.root}: set data.root to a folder of pictures.")
+        try:
+            paths, images = read_pictures(self.root, self.image_shape, self._fit)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         folders = [path.relative_to(self.root).parts[:-1][:1] for path in paths]
         label = {folder: index for index, folder in enumerate(sorted(set(folders)))}
         labels = torch.tensor([label[folder] for folder in folders])
@@ -74,46 +70,26 @@ class ImageFolder(ImageData):
             "validation": order[test : test + validation],
             "train": order[test + validation :],
         }
-        images = self._read(paths)
         return {name: Split(images[part], labels[part]) for name, part in parts.items()}
 
-    def _find(self) -> list[Path]:
-        if not self.root.is_dir():
-            raise UserError(f"there is no folder {self.root}: set data.root to a folder of pictures.")
-        found = find_pictures(self.root)
-        if not found.pictures:
-            raise UserError(f"there is no picture in {self.root}, nor below it. {found.note()}".rstrip())
-        if found.left_out:
-            print(f"{self.root}: {len(found.pictures)} pictures; {found.note()}", flush=True)
-        return found.pictures
+    def _fit(self, picture: Image.Image) -> Image.Image:
+        return fit(picture, self.image_shape)
 
-    def _read(self, paths: list[Path]) -> Tensor:
-        """uint8 [N, C, H, W]"""
-        images = torch.empty(len(paths), *self.image_shape, dtype=torch.uint8)
-        with ThreadPoolExecutor() as pool:
-            pictures = track(
-                pool.map(lambda path: read_picture(path, self.image_shape), paths),
-                f"Reading {self.root}",
-                total=len(paths),
-                console=Console(stderr=True),
-                transient=True,
-                disable=len(paths) < LONG,
-            )
-            for i, picture in enumerate(pictures):
-                images[i] = picture
-        return images
+
+def fit(picture: Image.Image, image_shape: tuple[int, int, int]) -> Image.Image:
+    """Returns the largest central part of a picture with the aspect ratio of the shape (C, H, W), scaled to it."""
+    _, height, width = image_shape
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
 def read_picture(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """The largest central part of a picture with the wanted aspect ratio, scaled to uint8 [C, H, W].
+    """Returns one picture as `ImageFolder` reads it, uint8 [C, H, W].
 
     Raises:
         UserError: the picture cannot be read.
     """
-    channels, height, width = image_shape
     try:
-        picture = read_picture_file(path, MODES[channels])
+        picture = read_picture_file(path, MODES[image_shape[0]])
     except ValueError as error:
-        raise UserError(f"{error}: repair or remove it.") from error
-    picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)
+        raise UserError(f"cannot read the picture {path} ({error}): repair or remove it.") from error
+    return to_tensor(fit(picture, image_shape), image_shape)

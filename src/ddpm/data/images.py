@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning import LightningDataModule
@@ -49,11 +49,11 @@ class ImageData(LightningDataModule, ABC):
     ):
         super().__init__()
         if batch_size < 1 or batch_size != int(batch_size):
-            raise ValueError(f"batch_size={batch_size}: a batch is a whole number of images, at least one.")
+            raise ValueError(f"batch_size={batch_size} must be a whole number, at least 1.")
         if num_workers < 0:
             raise ValueError(f"{num_workers=} must be at least 0.")
         if on_device and num_workers:
-            raise ValueError(f"on_device=true takes no workers, which do not see the device: leave {num_workers=} out.")
+            raise ValueError(f"on_device=true needs num_workers=0, not {num_workers}: workers do not see the device.")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_shape = (image_channels, height, width)
         self.batch_size = batch_size
@@ -61,16 +61,18 @@ class ImageData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.on_device = on_device
         self._splits: dict[str, Split] = {}
+        self._epoch_batches: int | None = None
+        self._repeat = False
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
         """Returns the splits "train", "validation" and "test". Download files in `prepare_data`, not here."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, once.
+        """Reads the images at the first call.
 
         Raises:
-            UserError: the images are not there, are not of `image_shape`, or are fewer than a batch.
+            UserError: the images are missing, do not have `image_shape`, or are fewer than a batch.
         """
         if self._splits:
             return
@@ -87,6 +89,12 @@ class ImageData(LightningDataModule, ABC):
             )
         self._splits = splits
 
+    def ready(self) -> Self:
+        """Downloads what is missing, reads the images, and returns the data set."""
+        self.prepare_data()
+        self.setup()
+        return self
+
     def split(self, name: str) -> Split:
         """Returns all uint8 images and labels of "train", "validation" or "test", in the order of the data set."""
         assert self._splits, "call setup() first"
@@ -97,7 +105,9 @@ class ImageData(LightningDataModule, ABC):
         rank, world_size = self._process()
         return self._loader(
             "train",
-            TrainBatches(num_images, self.batch_size, self.seed, self._position, rank, world_size),
+            TrainBatches(
+                num_images, self.batch_size, self.seed, self._position, rank, world_size, self.num_batches, self._repeat
+            ),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -114,7 +124,7 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(name, batches_in_order(len(self.split(name).images), self.batch_size, *self._process()))
 
     def _loader(self, name: str, batches: Iterable[Any]) -> DataLoader[Any]:
-        # Neither is true here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
+        # Both warnings are wrong here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
         images, labels = self.split(name)
@@ -143,10 +153,14 @@ class ImageData(LightningDataModule, ABC):
             )
         return self.trainer.global_rank, world_size
 
+    def limit_epochs(self, batches: int, repeat: bool = False) -> None:
+        """Let a training epoch have only this many batches: with `repeat` the same in each epoch, else others."""
+        self._epoch_batches, self._repeat = batches, repeat
+
     @property
     def num_batches(self) -> int:
         """The number of batches in a training epoch, each of `batch_size` images."""
-        return len(self.split("train").images) // self.batch_size
+        return self._epoch_batches or len(self.split("train").images) // self.batch_size
 
     def _position(self) -> tuple[int, int]:
         """Returns (epoch, number of its finished batches) of the training."""
@@ -164,7 +178,13 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped."""
+    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    if not images.isfinite().all():
+        raise UserError("the images hold NaN or infinity: the model that made them diverged in training.")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

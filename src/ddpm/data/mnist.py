@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +12,14 @@ import torch
 from torch import Tensor
 
 from ddpm.config import user_path
-from ddpm.data.idx import read_idx
+from ddpm.data.idx import idx_shape, read_idx
 from ddpm.data.images import ImageData, Split
 from ddpm.errors import UserError
 
+PARTS = {"train": ("train",), "t10k": ("t10k", "test")}
+"""words in the names of the files, by the part of the data set"""
+KINDS = {3: "images", 1: "labels"}
+"""what a file holds, by its number of dimensions"""
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -24,12 +29,12 @@ FILES = (
 
 
 class IDXImages(ImageData):
-    """Gray 28×28 images in the four files of MNIST, gzipped or not.
+    """Grey 28×28 images in the four files of MNIST, gzipped or not.
 
     Args:
-        folder: where the files are.
-        validation_size: this many of the training images, the last ones, are for validation.
-        image_channels, image_size: may only be said as they are.
+        folder: the folder of the files; see `find_files`.
+        validation_size: number of the training images, from their end, that are for validation.
+        image_channels, image_size: 1 and 28; other values are refused.
         kwargs: see `ImageData`.
     """
 
@@ -39,8 +44,8 @@ class IDXImages(ImageData):
         super().__init__(image_channels=image_channels, image_size=image_size, **kwargs)
         if self.image_shape != (1, 28, 28):
             raise ValueError(
-                "these images have image_channels=1 and image_size=28: leave both as they are "
-                "(data=image_folder converts and resizes)."
+                "these images have image_channels=1 and image_size=28: leave both as they are, "
+                "or use data=image_folder, which converts and resizes."
             )
         if validation_size < 1:
             raise ValueError(f"validation_size={validation_size}: validation needs at least one image.")
@@ -48,41 +53,79 @@ class IDXImages(ImageData):
         self.validation_size = validation_size
 
     def load(self) -> dict[str, Split]:
-        images, labels, test_images, test_labels = (self._read(name) for name in FILES)
-        images, test_images = images[:, None], test_images[:, None]
-        labels, test_labels = labels.long(), test_labels.long()
-        if self.validation_size >= len(images):
+        files = find_files(self.folder)
+        train, test = (read_split(files, part, self.folder) for part in PARTS)
+        if self.validation_size >= len(train.labels):
             raise UserError(
-                f"data.validation_size={self.validation_size} leaves no image of {len(images)} to train on."
+                f"data.validation_size={self.validation_size} leaves no image of {len(train.labels)} to train on."
             )
-        validation = torch.zeros(len(images), dtype=torch.bool)
-        validation[self._order_of_choice(labels)[-self.validation_size :]] = True
+        validation = torch.zeros(len(train.labels), dtype=torch.bool)
+        validation[self._validation_last(train.labels)[-self.validation_size :]] = True
         return {
-            "train": Split(images[~validation], labels[~validation]),
-            "validation": Split(images[validation], labels[validation]),
-            "test": Split(test_images, test_labels),
+            "train": Split(train.images[~validation], train.labels[~validation]),
+            "validation": Split(train.images[validation], train.labels[validation]),
+            "test": test,
         }
 
-    def _order_of_choice(self, labels: Tensor) -> Tensor:
-        """All indices, those of the validation images last."""
+    def _validation_last(self, labels: Tensor) -> Tensor:
+        """Returns all indices, those of the validation images last."""
         return torch.arange(len(labels))
 
-    def _find(self, name: str) -> Path | None:
-        paths = (self.folder / name, self.folder / f"{name}.gz")
-        return next((path for path in paths if path.is_file()), None)
 
-    def _read(self, name: str) -> Tensor:
-        path = self._find(name)
-        if path is None:
-            raise UserError(f"there is no {name} (nor {name}.gz) in {self.folder}.")
-        try:
-            return read_idx(path)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+def find_files(folder: Path) -> dict[str, Path]:
+    """Returns the files of MNIST in a folder and its subfolders, by the names in `FILES`; for `raw` in its parent too.
+
+    A file with another name counts if "train", "t10k" or "test" is in its name, and if its header says that it holds
+    images (three dimensions) or labels (one). Browsers and Kaggle rename the files: train-images.idx3-ubyte,
+    train-images-idx3-ubyte (1).
+    """
+    found: dict[str, Path] = {}
+    for name in FILES:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                found.setdefault(name, path)
+    if len(found) == len(FILES):
+        return found
+    for path in sorted((folder.parent if folder.name == "raw" else folder).rglob("*")):
+        part = next((part for part, words in PARTS.items() if any(word in path.name.lower() for word in words)), None)
+        if part is None or not path.is_file():
+            continue
+        dimensions = len(idx_shape(path) or ())
+        if dimensions in KINDS:
+            found.setdefault(f"{part}-{KINDS[dimensions]}-idx{dimensions}-ubyte", path)
+    return found
+
+
+def read_split(files: Mapping[str, Path], part: str, folder: Path) -> Split:
+    """Returns the images and the labels of a part of MNIST.
+
+    Args:
+        files: see `find_files`.
+        part: a key of `PARTS`.
+        folder: for messages.
+
+    Raises:
+        UserError: a file is absent or damaged, or the two files do not fit each other.
+    """
+    paths = []
+    for name in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
+        if name not in files:
+            raise UserError(f"there is no {name} (nor {name}.gz) in {folder}.")
+        paths.append(files[name])
+    try:
+        images, labels = map(read_idx, paths)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(images) == 0:
+        raise UserError(
+            f"{paths[0]} holds {list(images.shape)} and {paths[1]} holds {list(labels.shape)}: "
+            "expected [N, 28, 28] images and as many labels. Put good copies in their place."
+        )
+    return Split(images[:, None], labels.long())
 
 
 class MNIST(IDXImages):
-    """The 60,000 training and 10,000 test digits of LeCun et al. (1998), downloaded if they are not there.
+    """The 60,000 training and 10,000 test digits of LeCun et al. (1998), downloaded if they are missing.
 
     Args:
         root: the folder that holds `MNIST/raw`; `~` is the home directory.
@@ -90,7 +133,7 @@ class MNIST(IDXImages):
     """
 
     dataset: ClassVar[str] = "MNIST"
-    """of the folder, and of torchvision's class, which knows where to download from"""
+    """name of the folder, and of torchvision's class, which downloads the files"""
 
     def __init__(self, root: str | Path, batch_size: int = 128, validation_size: int = 5000, **kwargs: Any):
         self.root = user_path(root)
@@ -99,12 +142,12 @@ class MNIST(IDXImages):
         )
 
     def prepare_data(self) -> None:
-        """Download what is not there.
+        """Downloads the files if any is missing.
 
         Raises:
-            UserError: that failed.
+            UserError: the download failed.
         """
-        if all(self._find(name) for name in FILES):
+        if len(find_files(self.folder)) == len(FILES):
             return
         try:
             self._download()
@@ -121,9 +164,9 @@ class MNIST(IDXImages):
 
         self.root.mkdir(parents=True, exist_ok=True)
         timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a dead network would hold us for minutes
+        socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a dead network would block for minutes
         try:
-            # Beside the target, and then moved: jobs that start together never see half a file.
+            # Into a folder beside the target, then moved: jobs that start together never see half a file.
             with tempfile.TemporaryDirectory(dir=self.root) as temporary:
                 downloaded = getattr(torchvision.datasets, self.dataset)(temporary, download=True)
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +177,7 @@ class MNIST(IDXImages):
 
 
 class FashionMNIST(MNIST):
-    """The 60,000 training and 10,000 test articles of clothing of Xiao et al. (2017); as `MNIST` otherwise."""
+    """The 60,000 training and 10,000 test articles of clothing of Xiao et al. (2017), with the settings of `MNIST`."""
 
     dataset = "FashionMNIST"
 
@@ -142,8 +185,8 @@ class FashionMNIST(MNIST):
 class MNISTMini(IDXImages):
     """The first 1,000 training and 200 test images of each digit of MNIST, in their order; part of the package.
 
-    Validation takes the last ones of each digit. (The last ones of all would lack those digits that are frequent, whose
-    thousand is full earlier.)
+    The last training images of each digit are for validation. (The last images of all digits together would lack the
+    frequent digits: these have their 1,000 images earlier in MNIST.)
     """
 
     def __init__(self, batch_size: int = 128, validation_size: int = 1000, **kwargs: Any):
@@ -151,7 +194,7 @@ class MNISTMini(IDXImages):
             Path(__file__).parent / "mnist_mini", batch_size=batch_size, validation_size=validation_size, **kwargs
         )
 
-    def _order_of_choice(self, labels: Tensor) -> Tensor:
+    def _validation_last(self, labels: Tensor) -> Tensor:
         nth_of_its_digit = torch.empty_like(labels)
         for digit in labels.unique():
             is_digit = labels == digit

@@ -1,6 +1,6 @@
-"""What a trained chain makes of images that are there: interpolation, inpainting, and editing by partial noise.
+"""Edits of given images: interpolation, inpainting, and SDEdit (noise and denoise in part).
 
-Each is put together from the forward process and the walk of a sampler, whichever it is.
+Each edit combines the forward process with the steps of any sampler.
 """
 
 import math
@@ -22,11 +22,14 @@ REGIONS = ("left", "right", "top", "bottom", "center")
 def encode(
     network: Network, diffusion: GaussianDiffusion, sampler: Sampler, x0: Images, randn_like: RandnLike
 ) -> Images:
-    """The x_T from which a deterministic sampler ends near `x0` (Song et al. 2021, section 4.3); [B, C, H, W].
+    """Return the x_T from which a deterministic sampler ends near `x0` (Song et al. 2021, section 4.3); [B, C, H, W].
 
-    DDIM backwards over the sampler's timesteps, with one network evaluation less than they are; the more they are,
-    the nearer the way back ends. It starts with fresh noise at the least noisy of them: pixels that never vary,
-    such as the ground behind a digit, have no other place to take their noise from.
+    This runs DDIM backwards over the sampler's S timesteps, with S - 1 network evaluations. More timesteps give a
+    smaller error on the way back. The first latent, at the least noisy timestep, gets fresh noise: pixels that never
+    vary, such as the background of a digit, have no other source of noise.
+
+    Args:
+        x0: images in [-1, 1], [B, C, H, W].
 
     Raises:
         ValueError: the sampler is not deterministic.
@@ -42,7 +45,7 @@ def encode(
 
 
 def check_deterministic(diffusion: GaussianDiffusion, sampler: Sampler) -> None:
-    """Raise a ValueError if the sampler draws noise; found out by walking one pixel."""
+    """Raise a ValueError if the sampler draws noise. One sampled pixel shows it."""
 
     def refuse(x: Images) -> Images:
         raise ValueError("an image is encoded for a deterministic sampler: take ddim with eta=0, or dpm_solver.")
@@ -52,15 +55,15 @@ def check_deterministic(diffusion: GaussianDiffusion, sampler: Sampler) -> None:
 
 
 def slerp(first: Images, second: Images, fraction: Float[Tensor, " B"]) -> Images:
-    """What lies between two encoded images, on the great circle from `first` (0) to `second` (1); [B, C, H, W].
+    """Interpolate two encoded images on the great circle from `first` (fraction 0) to `second` (1); [B, C, H, W].
 
-    On the straight line the noise would be too weak in between (Song et al. 2021, section 5.3; Shoemake 1985).
+    Linear interpolation would lower the variance between them (Song et al. 2021, section 5.3; Shoemake 1985).
     """
     cosine = torch.cosine_similarity(first.flatten(1), second.flatten(1)).clamp(-1, 1)
-    angle = torch.acos(cosine).clamp(min=1e-3)  # where both are the same the circle is a line
+    angle = torch.acos(cosine).clamp(min=1e-3)  # two equal images: slerp becomes linear, without 0/0
     weights = torch.stack([torch.sin((1 - fraction) * angle), torch.sin(fraction * angle)]) / torch.sin(angle)
-    of_first, of_second = weights.view(2, -1, 1, 1, 1)
-    return of_first * first + of_second * second
+    first_weight, second_weight = weights.view(2, -1, 1, 1, 1)
+    return first_weight * first + second_weight * second
 
 
 @torch.no_grad()
@@ -74,11 +77,20 @@ def inpaint(
     jump: int,
     repeats: int,
 ) -> Images:
-    """`x0` with its `missing` pixels made anew to go with the others, which stay (RePaint, Lugmayr et al. 2022).
+    """Sample the `missing` pixels of `x0` given the other pixels, which do not change (RePaint, Lugmayr et al. 2022).
 
-    The network sees the known pixels with the noise of each step, and the walk is that of `repaint_walk`. A sampler
-    works on each pixel by itself once the network has answered; so it is enough to replace what the network sees,
-    and to leave out at the end what the walk made of the known pixels.
+    The network sees the known pixels with the noise of each timestep; `repaint_walk` gives the order of the steps.
+    A sampler step works on each pixel separately after the network's call. So it is enough to replace the known
+    pixels in the network's input, and to copy them into the result.
+
+    Args:
+        x0: images in [-1, 1], [B, C, H, W].
+        missing: True where a pixel is to be sampled, [H, W].
+        jump: the number of steps after which the sampler goes back.
+        repeats: how often each group of `jump` steps is run.
+
+    Returns:
+        Images, [B, C, H, W].
 
     Raises:
         ValueError: `jump` or `repeats` is not positive.
@@ -90,25 +102,27 @@ def inpaint(
     timesteps = sampler.timesteps(diffusion)
     alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]]).tolist()
     x = randn_like(x0)
-    before = None
+    previous = None
     for part in repaint_walk(len(timesteps), jump, repeats):
-        if part == before:
-            kept = alpha_bars[part.stop] / alpha_bars[part.start]
-            x = math.sqrt(kept) * x + math.sqrt(1 - kept) * randn_like(x)
+        if part == previous:  # go back: add the noise of the part's steps
+            alpha_bar = alpha_bars[part.stop] / alpha_bars[part.start]
+            x = math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * randn_like(x)
         x = sampler(network_with_known_pixels, diffusion, x, randn_like, part)
-        before = part
+        previous = part
     return torch.where(missing, x, x0)
 
 
 def repaint_walk(steps: int, jump: int, repeats: int) -> Iterator[slice]:
-    """The parts of a walk of `steps` steps: `jump` steps down, and each part `repeats` times, with the noise of as
-    many steps added in between, so that the new pixels and the known ones come to fit each other.
+    """Yield the slices of `steps` sampler steps in RePaint's order, the noisiest first.
+
+    Each slice has `jump` steps (the noisiest may have fewer) and comes `repeats` times in a row. Between two
+    repetitions `inpaint` adds the noise of the slice's steps again, so that the new pixels can adapt to the known ones.
 
     Raises:
         ValueError: `jump` or `repeats` is not positive.
     """
     if jump < 1 or repeats < 1:
-        raise ValueError(f"inpainting needs a jump and repeats of at least 1, not {jump=}, {repeats=}.")
+        raise ValueError(f"inpainting: jump and repeats must be at least 1, not {jump=}, {repeats=}.")
     for low in reversed(range(0, steps, jump)):
         for _ in range(repeats):
             yield slice(low, min(low + jump, steps))
@@ -118,10 +132,19 @@ def repaint_walk(steps: int, jump: int, repeats: int) -> Iterator[slice]:
 def sdedit(
     network: Network, diffusion: GaussianDiffusion, sampler: Sampler, x0: Images, strength: float, randn_like: RandnLike
 ) -> Images:
-    """Images that keep of `x0` what outlives the noise of the share `strength` of the chain (Meng et al. 2022).
+    """Noise `x0` up to the fraction `strength` of the chain, then sample back from there (SDEdit, Meng et al. 2022).
+
+    A small strength changes details only; strength 1 keeps almost nothing.
+
+    Args:
+        x0: images in [-1, 1], [B, C, H, W].
+        strength: a fraction of the T timesteps, in (0, 1].
+
+    Returns:
+        Images, [B, C, H, W].
 
     Raises:
-        ValueError: `strength` is not in (0, 1], or leaves none of the sampler's timesteps.
+        ValueError: `strength` is not in (0, 1], or is below the sampler's first timestep.
     """
     part = steps_within(diffusion, sampler, strength)
     t = sampler.timesteps(diffusion)[part][-1].to(x0.device)
@@ -130,10 +153,10 @@ def sdedit(
 
 
 def steps_within(diffusion: GaussianDiffusion, sampler: Sampler, strength: float) -> slice:
-    """The sampler's timesteps within the share `strength` of the chain that is next to the image.
+    """Return the slice of the sampler's timesteps that lie in the least noisy fraction `strength` of the chain.
 
     Raises:
-        ValueError: `strength` is not in (0, 1], or there are none.
+        ValueError: `strength` is not in (0, 1], or the slice is empty.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength is above 0 and at most 1, not {strength}.")
@@ -141,17 +164,17 @@ def steps_within(diffusion: GaussianDiffusion, sampler: Sampler, strength: float
     steps = int((timesteps < round(strength * diffusion.num_steps)).sum())
     if steps == 0:
         raise ValueError(
-            f"strength={strength} leaves none of the sampler's timesteps, the first of which is {timesteps[0]} of "
-            f"{diffusion.num_steps}: take more strength or more steps."
+            f"strength={strength} is too low for this sampler, whose first timestep is {timesteps[0]} of "
+            f"{diffusion.num_steps}: use more strength or more steps."
         )
     return slice(steps)
 
 
 def region(name: str, height: int, width: int) -> Bool[Tensor, "H W"]:
-    """The pixels in a region of an image, one of `REGIONS`; "center" is the middle half of both sides.
+    """Return a mask [H, W] of the region `name`, one of `REGIONS`; "center" is the middle half of height and width.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     check_choice("mask", name, REGIONS)
     y = ((torch.arange(height) + 0.5) / height).view(-1, 1).expand(height, width)

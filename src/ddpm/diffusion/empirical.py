@@ -1,4 +1,4 @@
-"""The exact optimal denoiser of a finite training set."""
+"""The optimal denoiser of a finite training set, in closed form."""
 
 from collections.abc import Iterator
 
@@ -11,21 +11,20 @@ from ddpm.diffusion.process import Timesteps
 
 
 class EmpiricalDenoiser:
-    """E[x_0|x_t] where x_0 is one of N training images, each as likely as the others; a network of `prediction="x0"`.
+    """E[x_0|x_t] where x_0 is one of N equally likely training images; a network of `prediction="x0"`.
 
-    It is Σ_i w_i y_i with w = softmax_i(-‖x_t - √ᾱ_t y_i‖² / (2(1-ᾱ_t))), the minimum of the training loss over all
-    functions of (x_t, t) (the closed form is Bayes' rule; Karras et al. 2022, appendix B.3). Its error on training
-    images is a floor that no network can pass; on other images it is that of a model that knows its training set by
-    heart and nothing else.
+    The value is Σ_i w_i y_i with w = softmax_i(-‖x_t - √ᾱ_t y_i‖² / (2(1-ᾱ_t))), by Bayes' rule. It minimises the
+    training loss over all functions of (x_t, t) (Karras et al. 2022, appendix B.3). So no network has a lower error
+    on the training images. Its error on other images is that of a model that has memorised the training set.
 
-    The distances are expanded into products of float64: at t = 0, where 1-ᾱ is 1e-4, those of float32 would be off
-    by several nats, enough to take one training image for another that is a few grey levels away. So it works
-    on the images' device, which must have float64, and x_t comes and goes from wherever it is.
+    The squared distances are expanded into products in float64. At t = 0, where 1-ᾱ is 1e-4, float32 would be wrong
+    by several nats: enough to confuse training images that differ by a few grey levels. The computation runs on
+    the device of `images`, which must support float64; x_t may be on another device.
 
     Args:
-        images: the training set of 256 levels, [N, C, H, W].
-        alpha_bars: ᾱ_t, [T].
-        chunk_size: training images at once; 2048 of 28 × 28 take less than 100 MB, however large the set.
+        images: the training set, uint8 (256 levels), [N, C, H, W].
+        alpha_bars: ᾱ_t, float64, [T].
+        chunk_size: training images per product. 2048 images of 28 × 28 need less than 100 MB, whatever N is.
     """
 
     def __init__(self, images: UInt8[Tensor, "N C H W"], alpha_bars: Float64[Tensor, " T"], chunk_size: int = 2048):
@@ -35,24 +34,24 @@ class EmpiricalDenoiser:
         self.squared_norms = torch.cat([chunk.square().sum(dim=1) for chunk in self._chunks()])
 
     def __call__(self, x_t: Images, t: Timesteps) -> Images:
-        """E[x_0|x_t], float32; each image has a timestep of its own."""
-        noisy = x_t.to(self.images.device).flatten(1).double()
+        """Return E[x_0|x_t], float32, [B, C, H, W], on the device of `x_t`; `t` is int64 [B]."""
+        flat_x_t = x_t.to(self.images.device).flatten(1).double()
         alpha_bar = self.alpha_bars[t.to(self.images.device)][:, None]
-        # log w_i to a constant of the image: -‖x_t‖² is the same for all i.
-        along, across = alpha_bar.sqrt() / (1 - alpha_bar), alpha_bar / (2 * (1 - alpha_bar))
+        # log w_i without the term -‖x_t‖²/(2(1-ᾱ_t)), which is the same for all i.
+        product_factor, norm_factor = alpha_bar.sqrt() / (1 - alpha_bar), alpha_bar / (2 * (1 - alpha_bar))
 
-        # A running softmax: what was summed so far is rescaled whenever a larger log-weight turns up.
-        largest = noisy.new_full((len(noisy), 1), -torch.inf)
-        weight = torch.zeros_like(largest)
-        weighted = torch.zeros_like(noisy, dtype=torch.float32)
+        # A softmax over chunks: a new largest log-weight rescales the sums so far.
+        largest = flat_x_t.new_full((len(flat_x_t), 1), -torch.inf)
+        weight_sum = torch.zeros_like(largest)
+        weighted_sum = torch.zeros_like(flat_x_t, dtype=torch.float32)
         for chunk, squared_norms in zip(self._chunks(), self.squared_norms.split(self.chunk_size), strict=True):
-            log_weights = along * (noisy @ chunk.T) - across * squared_norms
-            before, largest = largest, torch.maximum(largest, log_weights.amax(dim=1, keepdim=True))
+            log_weights = product_factor * (flat_x_t @ chunk.T) - norm_factor * squared_norms
+            previous, largest = largest, torch.maximum(largest, log_weights.amax(dim=1, keepdim=True))
             weights = (log_weights - largest).exp()
-            rescale = (before - largest).exp()
-            weight = rescale * weight + weights.sum(dim=1, keepdim=True)
-            weighted = rescale.float() * weighted + weights.float() @ chunk.float()
-        return (weighted / weight.float()).view(x_t.shape).to(x_t.device)
+            rescale = (previous - largest).exp()
+            weight_sum = rescale * weight_sum + weights.sum(dim=1, keepdim=True)
+            weighted_sum = rescale.float() * weighted_sum + weights.float() @ chunk.float()
+        return (weighted_sum / weight_sum.float()).view(x_t.shape).to(x_t.device)
 
     def _chunks(self) -> Iterator[Float64[Tensor, "chunk CHW"]]:
         for chunk in self.images.split(self.chunk_size):

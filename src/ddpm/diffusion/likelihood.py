@@ -1,7 +1,7 @@
 """The variational bound on -log p(x_0), term by term, in bits per dimension.
 
-L = L_T + Σ_{t≥1} L_t + L_0 (Ho et al. 2020, equation 5): the prior, the Kullback-Leibler divergences of the reverse
-steps, and the reconstruction of the 256-level image from the least noisy latent.
+L = L_T + Σ_{t≥1} L_t + L_0 (Ho et al. 2020, equation 5): the prior term, one Kullback-Leibler divergence for each
+reverse step, and the reconstruction term of the 256-level image given the least noisy latent.
 """
 
 import math
@@ -17,17 +17,20 @@ from ddpm.diffusion.process import GaussianDiffusion, Network, RandnLike
 
 
 class VLBTerms(NamedTuple):
-    """The bound's terms for each image, in bits per dimension."""
+    """The terms of the bound for each image, in bits per dimension."""
 
     prior: Float[Tensor, " B"]
-    """KL(q(x_T|x_0) ‖ N(0, I))"""
+    """KL(q(x_T|x_0) ‖ N(0, I)), [B]"""
     kl: Float[Tensor, "B K"]
-    """KL(q(x_{t-1}|x_t, x_0) ‖ p_θ(x_{t-1}|x_t)) at K timesteps t ≥ 1"""
+    """KL(q(x_{t-1}|x_t, x_0) ‖ p_θ(x_{t-1}|x_t)) at K timesteps t ≥ 1, [B, K]"""
     reconstruction: Float[Tensor, " B"]
-    """-log p_θ(x_0|x_1), of the discretised Gaussian"""
+    """-log p_θ(x_0|x_1) of the discretised Gaussian, where x_1 is the latent at t = 0; [B]"""
 
     def total(self, num_steps: int) -> Float[Tensor, " B"]:
-        """The bound of a chain of `num_steps` steps; unbiased where the K timesteps cover 1 … T-1 evenly."""
+        """Return the bound of a chain of T = `num_steps` steps, in bits per dimension, [B].
+
+        The sum over t is estimated from the K timesteps. The estimate is unbiased if they cover 1 … T-1 evenly.
+        """
         per_timestep = (num_steps - 1) / max(self.kl.shape[1], 1)
         return self.prior + per_timestep * self.kl.sum(dim=1) + self.reconstruction
 
@@ -39,12 +42,13 @@ def vlb_terms(
     timesteps: Int64[Tensor, " K"] | Int64[Tensor, "B K"] | None = None,
     randn_like: RandnLike = torch.randn_like,
 ) -> VLBTerms:
-    """The bound's terms for images `x0` of 256 levels in [-1, 1].
+    """Return the terms of the bound for images `x0`, in bits per dimension.
 
     Args:
-        timesteps: where to evaluate the divergences, in 1 … T-1, the same for all images or a row each;
-            all of them when None.
-        randn_like: called once a timestep, first for the reconstruction.
+        x0: images of 256 levels in [-1, 1], [B, C, H, W].
+        timesteps: where to evaluate the divergences, in 1 … T-1: [K] for all images, or [B, K] with one row for each
+            image. None means every timestep.
+        randn_like: called once for each timestep, first for the reconstruction term.
 
     Raises:
         ValueError: a timestep outside 1 … T-1.
@@ -60,15 +64,18 @@ def vlb_terms_under(
     timesteps: Int64[Tensor, " K"] | Int64[Tensor, "B K"] | None = None,
     randn_like: RandnLike = torch.randn_like,
 ) -> list[VLBTerms]:
-    """`vlb_terms` under each of `diffusions`, which differ in nothing but their variance.
+    """Return `vlb_terms` for each of `diffusions`, which may differ in their variance alone.
 
-    The mean of the reverse step does not depend on it, so the network is asked as often as for one of them.
+    The mean of the reverse step does not depend on the variance, so the network is called as often as for one of them.
+
+    Raises:
+        ValueError: a timestep outside 1 … T-1.
     """
     chain = diffusions[0]
     if timesteps is None:
         timesteps = torch.arange(1, chain.num_steps, device=x0.device)
     if ((timesteps < 1) | (timesteps >= chain.num_steps)).any():
-        raise ValueError(f"divergences are at timesteps 1 … {chain.num_steps - 1}; t = 0 is the reconstruction.")
+        raise ValueError(f"the divergences need timesteps in 1 … {chain.num_steps - 1}; t = 0 is the reconstruction.")
     prior = _prior(chain, x0)
     first = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
     x_t = chain.q_sample(x0, first, randn_like(x0))
@@ -78,8 +85,8 @@ def vlb_terms_under(
     for t in timesteps.to(x0.device).expand(len(x0), -1).unbind(dim=1):
         x_t = chain.q_sample(x0, t, randn_like(x0))
         output = network(x_t, t)
-        for of_one, diffusion in zip(divergences, diffusions, strict=True):
-            of_one.append(_kl(diffusion, x0, x_t, t, output))
+        for kl, diffusion in zip(divergences, diffusions, strict=True):
+            kl.append(_kl(diffusion, x0, x_t, t, output))
     return [
         VLBTerms(prior, torch.stack(kl, dim=1) if kl else x0.new_zeros(len(x0), 0), reconstruction)
         for kl, reconstruction in zip(divergences, reconstructions, strict=True)
@@ -108,16 +115,22 @@ def _reconstruction(
 
 
 def discretized_gaussian_log_prob(x0: Images, mean: Images, variance: PerImage) -> Images:
-    """log-probability, in nats, of each 256-level value under N(mean, variance) (Ho et al. 2020, equation 13).
+    """Return the log-probability of each 256-level value under N(mean, variance), in nats, [B, C, H, W].
 
-    A value's bin reaches half a level (1/255) to either side; the bins of -1 and 1 are open outwards, so that
-    the 256 probabilities sum to one. In log space throughout: no bin's probability underflows.
+    This is equation 13 of Ho et al. 2020. A value's bin extends half a level (1/255) to each side. The bins of -1
+    and 1 extend to infinity, so that the 256 probabilities sum to one. The computation stays in log space, so that no
+    probability underflows.
+
+    Args:
+        x0: values of 256 levels in [-1, 1], [B, C, H, W].
+        mean: [B, C, H, W].
+        variance: [B, 1, 1, 1].
     """
     std = variance.sqrt()
-    level = ((x0 + 1) * 127.5).round()  # edges from the level, so that neighbouring bins share theirs to the bit
+    level = ((x0 + 1) * 127.5).round()  # compute edges from levels, so that neighbouring bins have equal edges
     upper = torch.where(level < 255, ((2 * level + 1) / 255 - 1 - mean) / std, math.inf)
     lower = torch.where(level > 0, ((2 * level - 1) / 255 - 1 - mean) / std, -math.inf)
-    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): take the side where both are small and their difference keeps its digits.
+    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): use the side where both are small, since a difference of values near 1 loses digits.
     reflect = lower + upper > 0
     upper, lower = torch.where(reflect, -lower, upper), torch.where(reflect, -upper, lower)
     log_upper = torch.special.log_ndtr(upper)
@@ -125,5 +138,5 @@ def discretized_gaussian_log_prob(x0: Images, mean: Images, variance: PerImage) 
 
 
 def _bits_per_dim(nats: Images) -> Float[Tensor, " B"]:
-    """Nats of each pixel and channel to each image's bits per dimension."""
+    """Convert nats for each pixel and channel, [B, C, H, W], to bits per dimension for each image, [B]."""
     return nats.mean(dim=(1, 2, 3)) / math.log(2)

@@ -1,6 +1,6 @@
-"""Training objectives, and how timesteps are drawn.
+"""Training objectives, and the distributions of training timesteps.
 
-An objective of your own is a subclass of `Objective` and a YAML in `conf/objective/`.
+To add an objective, write a subclass of `Objective` and a YAML in `conf/objective/`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,32 +17,32 @@ from ddpm.diffusion.process import GaussianDiffusion, Network, Timesteps
 class Objective(ABC):
     """Computes the losses of a batch. It calls the network itself, as often as it needs.
 
-    The timesteps and the noise are drawn by the caller, so that they do not depend on the number of processes and a
-    resumed run draws the same ones. An objective with weights to be trained is also an `nn.Module`: its weights are
-    trained and saved with the network's. Weights that must not be, such as a teacher's, are kept in a plain object.
+    The caller draws t and ε. So they do not depend on the number of processes, and a resumed run draws the same ones.
+    An objective with trainable weights is also an `nn.Module`: its weights are trained and saved with the network's.
+    Keep weights that must be neither trained nor saved, such as a teacher's, in a plain object.
     """
 
     @abstractmethod
     def __call__(
         self, network: Network, diffusion: GaussianDiffusion, x0: Images, t: Timesteps, eps: Images, **condition: Any
     ) -> Float[Tensor, " B"]:
-        """Losses [B] of the images `x0`.
+        """Return a loss for each image, [B].
 
         Args:
             network: network(x_t, t, **condition) -> output [B, C, H, W].
             x0: images in [-1, 1], [B, C, H, W].
             t: timesteps 0 … T-1, int64 [B].
             eps: standard normal noise, [B, C, H, W].
-            condition: what else the network takes, such as labels.
+            condition: further arguments of the network, such as labels.
         """
 
 
 class WeightedMSE(Objective):
-    """Loss of an image: the mean over C, H, W of w_t · (output - target)²."""
+    """The mean over C, H, W of w_t · (output - target)² for each image; the target is `diffusion.target`."""
 
     @abstractmethod
     def weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
-        """The weight w_t on the squared error of the network's output at each timestep."""
+        """Return the weight w_t of the squared error of the network's output, float64, [T]."""
 
     def __call__(
         self, network: Network, diffusion: GaussianDiffusion, x0: Images, t: Timesteps, eps: Images, **condition: Any
@@ -55,18 +55,18 @@ class WeightedMSE(Objective):
 
 
 class Simple(WeightedMSE):
-    """The plain mean squared error of what the network predicts (L_simple of Ho et al. 2020, equation 14)."""
+    """The mean squared error of the network's output (L_simple of Ho et al. 2020, equation 14)."""
 
     def weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
         return torch.ones_like(diffusion.betas)
 
 
 class WeightedX0MSE(WeightedMSE):
-    """A weight on the x_0 error; the value does not depend on what the network predicts."""
+    """A weighted squared error of x_0. The same predicted x_0 gives the same loss under every prediction type."""
 
     @abstractmethod
     def x0_weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
-        """The weight on the squared x_0 error."""
+        """Return the weight of the squared x_0 error, float64, [T]."""
 
     def weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
         slope = x0_error_slope(diffusion.prediction, diffusion.coefficients)
@@ -74,10 +74,10 @@ class WeightedX0MSE(WeightedMSE):
 
 
 class VLB(WeightedX0MSE):
-    """The variational bound: one step's KL divergence in nats per dimension (Ho et al. 2020, equation 8).
+    """The variational bound: the KL divergence of one step, in nats per dimension (Ho et al. 2020, equation 8).
 
-    At t = 0 it is the Gaussian log-likelihood's term. Constants in the network are left out. T times its mean
-    over t is the bound without the prior.
+    At t = 0 the loss is the squared error of the Gaussian -log p(x_0|x_1). Terms that do not depend on the network are
+    left out. Apart from them, T times the mean over t is the bound without the prior term.
     """
 
     def x0_weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
@@ -85,7 +85,14 @@ class VLB(WeightedX0MSE):
 
 
 class MinSNR(WeightedX0MSE):
-    """min(SNR_t, γ) on the squared x_0 error (Hang et al. 2023, equation 6)."""
+    """The squared x_0 error with the weight min(SNR_t, γ) (Hang et al. 2023, equation 6).
+
+    Args:
+        gamma: γ, the largest weight.
+
+    Raises:
+        ValueError: `gamma` is not positive.
+    """
 
     def __init__(self, gamma: float = 5.0):
         if gamma <= 0:
@@ -98,14 +105,15 @@ class MinSNR(WeightedX0MSE):
 
 
 def uniform(batch_size: int, num_steps: int, generator: torch.Generator) -> Int64[Tensor, " B"]:
-    """Independent timesteps, uniform on 0 … T-1; [B] on the CPU."""
+    """Draw independent timesteps, uniform on 0 … T-1; int64 [B] on the CPU."""
     return torch.randint(num_steps, (batch_size,), generator=generator)
 
 
 def low_discrepancy(batch_size: int, num_steps: int, generator: torch.Generator) -> Int64[Tensor, " B"]:
-    """Uniform timesteps spread evenly over the batch by one shared draw (Kingma et al. 2021, appendix I.1); [B].
+    """Draw timesteps that are spread evenly over the batch (Kingma et al. 2021, appendix I.1); int64 [B] on the CPU.
 
-    In random order, so that the slices of a batch that several devices take are spread as well.
+    Each timestep is uniform on 0 … T-1; one random number shifts all of them. Their order is random, so that the
+    slices of the batch on several devices are also spread.
     """
     shared = torch.rand(1, generator=generator, dtype=torch.float64)
     positions = (shared + torch.randperm(batch_size, generator=generator) / batch_size) % 1

@@ -1,12 +1,13 @@
-"""What the network predicts: the noise ε, the image x_0, the velocity v or the posterior's mean.
+"""Prediction types: the noise ε, the image x_0, the velocity v, or the posterior mean μ.
 
-At a given x_t each determines the others:
+Given x_t, each determines the others:
 
     x_t = √ᾱ x_0 + √(1-ᾱ) ε          Ho et al. 2020, equation 4
     v   = √ᾱ ε - √(1-ᾱ) x_0          Salimans & Ho 2022, appendix D
     μ   = c_0 x_0 + c_t x_t           Ho et al. 2020, equation 7
 
-Each prediction is linear in x_0, with a slope that carries a weight on the x_0 error to its own error.
+Each is linear in x_0. The slope converts an error of the output into an error of x_0, and so a weight on x_0's error
+into a weight on the output's error.
 """
 
 from dataclasses import dataclass
@@ -19,25 +20,27 @@ Prediction = Literal["epsilon", "x0", "v", "mean"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 Images = Float[Tensor, "B C H W"]
+"""images, or noise of their shape"""
 PerImage = Float[Tensor, "B 1 1 1"]
+"""a number for each image"""
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The numbers of one timestep: of a batch [B, 1, 1, 1], or of the whole chain [T]."""
+    """Coefficients of the timesteps of a batch, [B, 1, 1, 1], or of all T timesteps, [T]."""
 
     signal: Tensor
     """√ᾱ_t"""
     sigma: Tensor
     """√(1-ᾱ_t)"""
     mean_x0: Tensor
-    """c_0 = √ᾱ_{t-1} β_t/(1-ᾱ_t), the weight of x_0 in the posterior's mean"""
+    """c_0 = √ᾱ_{t-1} β_t/(1-ᾱ_t), the weight of x_0 in the posterior mean"""
     mean_x_t: Tensor
-    """c_t = √α_t (1-ᾱ_{t-1})/(1-ᾱ_t), the weight of x_t in the posterior's mean"""
+    """c_t = √α_t (1-ᾱ_{t-1})/(1-ᾱ_t), the weight of x_t in the posterior mean"""
 
 
 def from_x0(prediction: Prediction, x0: Images, x_t: Images, at: Coefficients) -> Images:
-    """The value of `prediction` that says the same as `x0` at `x_t`; all [B, C, H, W]."""
+    """Convert `x0` into the prediction type `prediction`, given `x_t`; all [B, C, H, W]."""
     match prediction:
         case "epsilon":
             return (x_t - at.signal * x0) / at.sigma
@@ -50,7 +53,7 @@ def from_x0(prediction: Prediction, x0: Images, x_t: Images, at: Coefficients) -
 
 
 def to_x0(prediction: Prediction, output: Images, x_t: Images, at: Coefficients) -> Images:
-    """The x_0 that a network's `output` of kind `prediction` says at `x_t`; all [B, C, H, W]."""
+    """Convert a network's `output` of type `prediction` into x_0, given `x_t`; all [B, C, H, W]."""
     match prediction:
         case "epsilon":
             return (x_t - at.sigma * output) / at.signal
@@ -63,7 +66,7 @@ def to_x0(prediction: Prediction, output: Images, x_t: Images, at: Coefficients)
 
 
 def x0_error_slope(prediction: Prediction, at: Coefficients) -> Tensor:
-    """|∂x_0/∂output|: the factor between an error of the output and the error of x_0 that it makes."""
+    """Return |∂x_0/∂output|: the error of x_0 that an error of 1 in the output causes; in the shape of `at`."""
     match prediction:
         case "epsilon":
             return at.sigma / at.signal

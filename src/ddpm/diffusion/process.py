@@ -1,4 +1,4 @@
-"""The fixed forward chain q, its posterior, and the reverse chain p_θ with fixed variance."""
+"""The forward chain q, its posterior, and the reverse chain p_θ with fixed variance."""
 
 import warnings
 from collections.abc import Callable
@@ -17,34 +17,38 @@ VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 Timesteps = Int64[Tensor, " B"]
 Network = Callable[..., Tensor]
-"""network(x_t [B, C, H, W], t [B], **condition) -> output [B, C, H, W]"""
+"""network(x_t [B, C, H, W], t int64 [B], **condition) -> output [B, C, H, W]"""
 RandnLike = Callable[[Tensor], Tensor]
-"""randn_like(x) -> fresh standard normal noise of x's shape"""
+"""randn_like(x) -> fresh standard normal noise in the shape of x"""
 
 
 class GaussianDiffusion(nn.Module):
-    """The Gaussian diffusion of Ho et al. 2020 with a covariance σ_t² I that is not learned.
+    """The Gaussian diffusion of Ho et al. 2020, with a fixed covariance σ_t² I of the reverse steps.
 
-    A timestep t is an int64 in 0 … T-1; t = 0 is one noising step (the paper's t = 1), and ᾱ before it is 1.
-    Tables are computed in float64 on the CPU and kept as float32 buffers that follow the device and stay out
-    of the state dict.
+    A timestep t is an int64 in 0 … T-1. t = 0 is one noising step (the paper's t = 1), and ᾱ before it is 1.
+    The coefficients are computed in float64 on the CPU and kept as float32 buffers, which follow the module's device
+    and are not in its state dict.
 
     Args:
         betas: β_t, float64, [T]; see `ddpm.diffusion.schedules`.
-        prediction: what the network outputs: "epsilon", "x0", "v" or "mean".
-        variance: σ_t² of the reverse step. "small": the posterior's β̃_t, right for data that is one point;
-            "large": β_t, right for white noise (Ho et al. 2020, section 3.2); "optimal": β̃_t + c_0² · `x0_mse`,
-            the best for this network (after Bao et al. 2022, theorem 1).
-        x0_mse: the network's mean squared x_0 error at each timestep, [T]; needed by "optimal" alone.
+        prediction: the type of the network's output: "epsilon", "x0", "v" or "mean".
+        variance: σ_t² of the reverse step. "small": β̃_t of the posterior, optimal for data that is one point;
+            "large": β_t, optimal for data that is white noise (Ho et al. 2020, section 3.2); "optimal":
+            β̃_t + c_0² · `x0_mse`, optimal for this network (after Bao et al. 2022, theorem 1).
+        x0_mse: the network's mean squared x_0 error at each timestep, [T]; only "optimal" needs it.
         clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses never clip.
 
     Attributes:
         num_steps: T.
-        betas, alpha_bars: float64 on the CPU, [T].
+        betas: β_t, float64, CPU, [T].
+        alpha_bars: ᾱ_t, float64, CPU, [T].
 
     Raises:
-        ValueError: a β outside (0, 1), an unknown prediction or variance, "optimal" without `x0_mse`, or
-            ε-prediction on a schedule whose last step has no signal left.
+        ValueError: a β outside (0, 1) (the last may be 1), an unknown prediction or variance, "optimal" without a
+            valid `x0_mse`, or ε-prediction where ᾱ_T is (almost) 0.
+
+    Warns:
+        UserWarning: ᾱ_T is above 1e-2, so that x_T is not pure noise.
     """
 
     def __init__(
@@ -68,17 +72,17 @@ class GaussianDiffusion(nn.Module):
         self._check_terminal_signal()
 
         alpha_bars_before = torch.cat([self.alpha_bars.new_ones(1), self.alpha_bars[:-1]])
-        noise_variance, noise_variance_before = 1 - self.alpha_bars, 1 - alpha_bars_before
-        posterior_variance = self.betas * noise_variance_before / noise_variance
+        sigma2, sigma2_before = 1 - self.alpha_bars, 1 - alpha_bars_before
+        posterior_variance = self.betas * sigma2_before / sigma2
         self.coefficients = Coefficients(
             signal=self.alpha_bars.sqrt(),
-            sigma=noise_variance.sqrt(),
-            mean_x0=alpha_bars_before.sqrt() * self.betas / noise_variance,
-            mean_x_t=(1 - self.betas).sqrt() * noise_variance_before / noise_variance,
+            sigma=sigma2.sqrt(),
+            mean_x0=alpha_bars_before.sqrt() * self.betas / sigma2,
+            mean_x_t=(1 - self.betas).sqrt() * sigma2_before / sigma2,
         )
-        """Of the whole chain: float64 on the CPU, [T] each."""
+        """Coefficients of all T timesteps, float64, CPU, [T] each."""
         self.reverse_variance = self._reverse_variance_table(posterior_variance)
-        """σ_t² of the reverse chain: float64 on the CPU, [T]."""
+        """σ_t² of the reverse chain, float64, CPU, [T]."""
         self._register("signal", self.coefficients.signal)
         self._register("sigma", self.coefficients.sigma)
         self._register("mean_x0", self.coefficients.mean_x0)
@@ -88,15 +92,15 @@ class GaussianDiffusion(nn.Module):
 
     def _check_terminal_signal(self) -> None:
         last = self.alpha_bars[-1].item()
-        # Below this, float32's rounding of ε alone, amplified by 1/√ᾱ, is as large as the image.
+        # Below this limit a float32 rounding error of ε, amplified by 1/√ᾱ, is as large as the image.
         if self.prediction == "epsilon" and last < torch.finfo(torch.float32).eps ** 2:
             raise ValueError(
                 f"ε-prediction cannot represent a zero terminal signal-to-noise ratio (ᾱ_T = {last:g}): x_T is pure "
-                "noise, and ε says nothing of the image. Use prediction v or x0, or another schedule."
+                "noise, and ε does not determine the image. Use prediction v or x0, or another schedule."
             )
         if last > 1e-2:
             warnings.warn(
-                f"ᾱ_T = {last:.3g} leaves signal in x_T, and sampling starts from N(0, I), which has none: "
+                f"ᾱ_T = {last:.3g} leaves signal in x_T, but sampling starts from N(0, I), which has none: "
                 "use more noise (more steps, or a larger last β).",
                 stacklevel=3,
             )
@@ -104,17 +108,17 @@ class GaussianDiffusion(nn.Module):
     def _reverse_variance_table(self, posterior_variance: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
         match self.variance:
             case "small":
-                # β̃_0 = 0 has no density, so the last step takes the next one (the code of Ho et al. 2020);
-                # a chain of one step has only β.
+                # A Gaussian of variance β̃_0 = 0 has no density, so t = 0 uses the variance of t = 1, as the code of
+                # Ho et al. 2020 does. A chain of one step has β alone.
                 first = posterior_variance[1:2] if self.num_steps > 1 else self.betas
                 return torch.cat([first, posterior_variance[1:]])
             case "large":
                 return self.betas
             case "optimal":
                 if self.x0_mse is None:
-                    raise ValueError("variance=optimal needs x0_mse, the network's squared x0 error at each timestep.")
+                    raise ValueError("variance=optimal needs x0_mse, the network's mean squared x0 error for each t.")
                 if self.x0_mse.shape != self.betas.shape or (self.x0_mse < 0).any():
-                    raise ValueError(f"x0_mse must be {self.num_steps} numbers, none negative: one for each timestep.")
+                    raise ValueError(f"x0_mse must be {self.num_steps} non-negative numbers, one for each timestep.")
                 return posterior_variance + self.coefficients.mean_x0**2 * self.x0_mse
 
     def _register(self, name: str, table: Float64[Tensor, " T"]) -> None:
@@ -124,93 +128,112 @@ class GaussianDiffusion(nn.Module):
         return self.get_buffer(f"_{name}")[t].view(-1, 1, 1, 1)
 
     def coefficients_at(self, t: Timesteps) -> Coefficients:
-        """The coefficients of the images' timesteps, [B, 1, 1, 1] each."""
+        """Return the coefficients of timesteps `t` [B], float32, [B, 1, 1, 1] each."""
         names = ("signal", "sigma", "mean_x0", "mean_x_t")
         return Coefficients(**{name: self._table(name, t) for name in names})
 
     def q_sample(self, x0: Images, t: Timesteps, eps: Images) -> Images:
-        """x_t ~ q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, equation 4); `eps` is standard normal.
+        """Return x_t ~ q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I), float32, [B, C, H, W] (Ho et al. 2020, equation 4).
 
-        In float32 whatever came in: in bfloat16 the noise of the first timesteps would round away.
+        The result is float32 for every input and under autocast: bfloat16 would round away the noise of the first
+        timesteps.
+
+        Args:
+            x0: images in [-1, 1], [B, C, H, W].
+            t: timesteps 0 … T-1, int64 [B].
+            eps: standard normal noise, [B, C, H, W].
         """
         return self._table("signal", t) * x0.float() + self._table("sigma", t) * eps.float()
 
     def q_posterior(self, x0: Images, x_t: Images, t: Timesteps) -> tuple[Images, PerImage]:
-        """Mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, equations 6 and 7).
+        """Return mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, equations 6, 7).
 
-        At t = 0 it is x_0 itself, with variance 0.
+        At t = 0 the mean is x_0 and the variance 0.
         """
         mean = parameterization.from_x0("mean", x0, x_t, self.coefficients_at(t))
         return mean, self._table("posterior_variance", t)
 
     def target(self, x0: Images, x_t: Images, t: Timesteps, eps: Images) -> Images:
-        """What the network should output at x_t = `q_sample(x0, t, eps)`."""
+        """Return what the network should output at x_t = `q_sample(x0, t, eps)`, [B, C, H, W]."""
         if self.prediction == "epsilon":
-            return eps  # exactly, instead of through a difference divided by a small √(1-ᾱ)
+            return eps  # exact; (x_t - √ᾱ x_0)/√(1-ᾱ) loses digits where √(1-ᾱ) is small
         if self.prediction == "v":
             at = self.coefficients_at(t)
             return at.signal * eps - at.sigma * x0
         return parameterization.from_x0(self.prediction, x0, x_t, self.coefficients_at(t))
 
     def to_x0(self, output: Images, x_t: Images, t: Timesteps) -> Images:
-        """The x_0 that the network's output says; not clipped."""
+        """Convert the network's output into x_0, [B, C, H, W], without clipping."""
         return parameterization.to_x0(self.prediction, output.float(), x_t, self.coefficients_at(t))
 
     def to_epsilon(self, output: Images, x_t: Images, t: Timesteps) -> Images:
-        """The noise ε that the network's output says; not clipped."""
+        """Convert the network's output into ε, [B, C, H, W], without clipping."""
         if self.prediction == "epsilon":
             return output.float()
-        if self.prediction == "v":  # stays exact where √(1-ᾱ) is small
+        if self.prediction == "v":  # no division, so it is accurate where √(1-ᾱ) is small
             at = self.coefficients_at(t)
             return at.sigma * x_t + at.signal * output.float()
         return self.x0_to_epsilon(self.to_x0(output, x_t, t), x_t, t)
 
     def x0_to_epsilon(self, x0: Images, x_t: Images, t: Timesteps) -> Images:
-        """The noise that leads from `x0` to `x_t`."""
+        """Return the ε for which x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, [B, C, H, W]."""
         return parameterization.from_x0("epsilon", x0, x_t, self.coefficients_at(t))
 
     def predict_x0_and_epsilon(self, output: Images, x_t: Images, t: Timesteps) -> tuple[Images, Images]:
-        """Both views of the network's output, with `clip_x0` heeded: ε then follows from the clamped x_0."""
+        """Convert the network's output into x_0 and ε, [B, C, H, W] each.
+
+        With `clip_x0`, x_0 is clamped to [-1, 1] and ε is computed from the clamped x_0.
+        """
         if not self.clip_x0:
             return self.to_x0(output, x_t, t), self.to_epsilon(output, x_t, t)
         x0 = self.to_x0(output, x_t, t).clamp(-1, 1)
         return x0, self.x0_to_epsilon(x0, x_t, t)
 
     def p_mean_variance(self, output: Images, x_t: Images, t: Timesteps) -> tuple[Images, PerImage, Images]:
-        """Mean [B, C, H, W] and variance [B, 1, 1, 1] of p_θ(x_{t-1}|x_t), and the x_0 behind them [B, C, H, W].
+        """Return mean [B, C, H, W] and variance [B, 1, 1, 1] of p_θ(x_{t-1}|x_t), and the predicted x_0 [B, C, H, W].
 
-        The mean is the posterior's with x_0 replaced by its prediction (Ho et al. 2020, equation 11; Luo 2022,
-        equation 93). At t = 0 the variance is the decoder's: β̃ of index 1 ("small"), β_0 ("large") or the
+        The mean is the posterior mean with the predicted x_0 in place of x_0 (Ho et al. 2020, equation 11; Luo 2022,
+        equation 93). At t = 0 the variance is that of the decoder p_θ(x_0|x_1): β̃_1 ("small"), β_0 ("large") or the
         x_0 error ("optimal").
         """
         x0 = self.to_x0(output, x_t, t)
         if self.clip_x0:
             x0 = x0.clamp(-1, 1)
         if self.prediction == "mean" and not self.clip_x0:
-            mean = output.float()  # what the network says, without the way to x_0 and back, ill-conditioned by 1/c_0
+            mean = output.float()  # a conversion to x_0 and back would amplify rounding errors by 1/c_0
         else:
             mean, _ = self.q_posterior(x0, x_t, t)
         return mean, self._table("reverse_variance", t), x0
 
     def p_sample(self, output: Images, x_t: Images, t: Timesteps, eps: Images) -> Images:
-        """x_{t-1} ~ p_θ(x_{t-1}|x_t) (Ho et al. 2020, algorithm 2); at t = 0 the mean itself, without noise."""
+        """Return x_{t-1} ~ p_θ(x_{t-1}|x_t), [B, C, H, W] (Ho et al. 2020, algorithm 2).
+
+        At t = 0 the result is the mean, without noise.
+
+        Args:
+            output: what the network returned for x_t, [B, C, H, W].
+            eps: standard normal noise, [B, C, H, W].
+        """
         mean, variance, _ = self.p_mean_variance(output, x_t, t)
         not_last = (t > 0).view(-1, 1, 1, 1)
         return mean + not_last * variance.sqrt() * eps
 
     def subsequence(self, timesteps: Int64[Tensor, " S"]) -> "GaussianDiffusion":
-        """The chain over `timesteps` alone (ascending), each β recomputed from the ᾱ that are kept.
+        """Return the diffusion over `timesteps` alone: ᾱ is kept, and each β is recomputed from the kept ᾱ.
 
-        Step i of it is the original step `timesteps[i]`, which the network must be told (Nichol & Dhariwal 2021,
-        equation 19; Song et al. 2021, section 4.2). It takes x_0 (`prediction="x0"`), read from the network's
-        output by the whole chain's `to_x0`: a mean that the network predicts is one of the whole chain.
+        Step i is the original timestep `timesteps[i]`, and the network must get that one (Nichol & Dhariwal 2021,
+        equation 19; Song et al. 2021, section 4.2). The result has `prediction="x0"`: convert the network's output
+        with `to_x0` of the full chain first, because a predicted mean is a mean of the full chain.
+
+        Args:
+            timesteps: ascending, int64 [S].
         """
-        kept = self.alpha_bars[timesteps]
-        before = torch.cat([kept.new_ones(1), kept[:-1]])
+        alpha_bars = self.alpha_bars[timesteps]
+        alpha_bars_before = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
         x0_mse = None if self.x0_mse is None else self.x0_mse[timesteps]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there is to say of the schedule was said of the whole chain
-            chain = GaussianDiffusion(1 - kept / before, "x0", self.variance, x0_mse, self.clip_x0)
+            warnings.simplefilter("ignore")  # the full chain has warned already
+            chain = GaussianDiffusion(1 - alpha_bars / alpha_bars_before, "x0", self.variance, x0_mse, self.clip_x0)
         return chain.to(self.get_buffer("_signal").device)
 
 

@@ -1,4 +1,4 @@
-"""Which timesteps a sampler walks over."""
+"""The timesteps of a sampler that makes fewer steps than the chain has."""
 
 from typing import Literal, get_args
 
@@ -13,14 +13,17 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 def spaced_timesteps(
     alpha_bars: Float64[Tensor, " T"], steps: int, spacing: Spacing = "uniform"
 ) -> Int64[Tensor, " S"]:
-    """`steps` of the T timesteps, ascending, T-1 among them (formulas: `ddpm.diffusion.samplers.Sampler`).
+    """Return S = `steps` of the T timesteps, ascending, T-1 included; int64 [S].
+
+    `ddpm.diffusion.samplers.Sampler` gives the formula of each spacing.
 
     Raises:
-        ValueError: more steps than T, or so many that the spacing takes one twice.
+        ValueError: more steps than T, so many steps that the spacing selects a timestep twice, or "log_snr" on a
+            schedule with ᾱ_T = 0.
     """
     last = len(alpha_bars) - 1
     if steps > last + 1:
-        raise ValueError(f"{steps} steps were asked of a chain that has {last + 1}.")
+        raise ValueError(f"steps={steps} is more than the {last + 1} steps of the diffusion.")
     if steps == 1:
         return torch.tensor([last])
     fractions = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -34,12 +37,12 @@ def spaced_timesteps(
         case "log_snr":
             log_snr = torch.log(alpha_bars) - torch.log1p(-alpha_bars)
             if log_snr.isinf().any():
-                raise ValueError("spacing=log_snr needs a schedule whose last step keeps some signal (ᾱ_T > 0).")
-            wanted = log_snr[0] + (log_snr[-1] - log_snr[0]) * fractions
-            timesteps = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)
+                raise ValueError("spacing=log_snr needs a schedule with ᾱ_T > 0: use another spacing or schedule.")
+            target = log_snr[0] + (log_snr[-1] - log_snr[0]) * fractions
+            timesteps = (log_snr[None] - target[:, None]).abs().argmin(dim=1)
     if len(timesteps.unique()) < steps:
         raise ValueError(
-            f"spacing={spacing} takes some of the {last + 1} timesteps twice at {steps} steps: "
+            f"spacing={spacing} selects some of the {last + 1} timesteps twice at {steps} steps: "
             "use fewer steps or spacing=uniform."
         )
     return timesteps

@@ -3,8 +3,6 @@
 import re
 import shlex
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,8 +11,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm.config import conf_dir, leaves, override, user_path
+from ddpm.config import conf_dir, leaves, override
 from ddpm.errors import UserError, did_you_mean
+from ddpm.launch.overrides import named_folders
 
 FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
@@ -31,18 +30,6 @@ def check_flags(arguments: Sequence[str]) -> None:
         is_known = flag in FLAGS or any(known.startswith(flag) for known in FLAGS) or flag.startswith(("-c", "-p"))
         if flag.startswith("-") and not is_known:
             raise UserError(f"there is no flag {flag}.{did_you_mean(flag, FLAGS)} `ddpm --hydra-help` lists them.")
-
-
-def with_user_paths(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the home folder in place of `~` in `--config-dir`."""
-    found = list(arguments)
-    for i, word in enumerate(found):
-        flag, sign, value = word.partition("=")
-        if _is_config_dir(word) and sign:
-            found[i] = f"{flag}={user_path(value)}"
-        elif i and found[i - 1] in ("--config-dir", "-cd"):
-            found[i] = str(user_path(word))
-    return found
 
 
 def explain(error: HydraException, command: str | None, arguments: Sequence[str]) -> str:
@@ -96,16 +83,8 @@ def _compose(command: str | None, overrides: list[str], arguments: Sequence[str]
     """Compose a config, from the folder of `--config-dir` too."""
     if GlobalHydra.instance().is_initialized():  # in a sweep
         return compose(command, overrides, return_hydra_config=True)
-    words = with_user_paths(arguments)
-    own = [word.partition("=")[2] or after for word, after in pairwise([*words, ""]) if _is_config_dir(word)]
-    folders = sorted(
-        (Path(folder).absolute() for folder in [str(conf_dir()), *own]),
-        key=lambda folder: not (folder / f"{command}.yaml").is_file(),
-    )
+    folders = [folder.absolute() for folder in (conf_dir(), *named_folders(arguments))]
+    folders.sort(key=lambda folder: not (folder / f"{command}.yaml").is_file())
     quoted = (shlex.split(override("", folder))[0].removeprefix("=") for folder in folders[1:])
     with initialize_config_dir(str(folders[0]), version_base="1.3"):
         return compose(command, [*overrides, f"hydra.searchpath=[{','.join(quoted)}]"], return_hydra_config=True)
-
-
-def _is_config_dir(word: str) -> bool:
-    return word.partition("=")[0] in ("--config-dir", "-cd")

@@ -5,9 +5,42 @@ from torch import Tensor
 
 from ddpm.metrics.digit_classifier import NUM_CLASSES
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.measures import Comparison, ImageSet, Reference, mean_over_parts
 
 UNSURE = 0.9
 """the classifier is unsure of a digit if its most probable class has a lower probability"""
+
+
+class ClassShares:
+    """How far the class shares are from those of the training images. The floor is the distance of test images."""
+
+    name = "class_tv"
+    caption = "class shares: total variation from the training images"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        shares = class_shares(reference.train.logits)
+        floor = mean_over_parts(lambda part: total_variation(part, shares), reference.test.logits, len(samples))
+        return Comparison(total_variation(samples.logits, shares), floor)
+
+
+class Confidence:
+    """The classifier's mean confidence."""
+
+    name = "confidence"
+    caption = "classifier's confidence"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        return Comparison(confidence(samples.logits)[0], confidence(reference.test.logits)[0])
+
+
+class Unsure:
+    """The share of images of which the classifier is unsure."""
+
+    name = "unsure"
+    caption = f"share with confidence below {UNSURE}"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        return Comparison(confidence(samples.logits)[1], confidence(reference.test.logits)[1])
 
 
 def class_shares(logits: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Means with standard errors: single numbers, and curves over the timesteps."""
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from ddpm.runs.files import write_csv
 
 MAX_BINS = 100
 MIN_IN_BIN = 20  # values
@@ -106,9 +107,8 @@ def bin_edges(num_steps: int, num_values: int, at_most: int = MAX_BINS) -> Tenso
 
 def write_curves(path: Path, curves: Mapping[str, Curve], unit: str) -> None:
     """Writes a CSV file with one row for each bin of each curve."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["curve", "t_from", "t_to", unit, "se", "n"])
-        for name, curve in curves.items():
-            columns = (curve.edges[:-1], curve.edges[1:] - 1, curve.mean, curve.se, curve.n)
-            writer.writerows([name, *row] for row in zip(*(column.tolist() for column in columns), strict=True))
+    rows: list[list[Any]] = []
+    for name, curve in curves.items():
+        columns = (curve.edges[:-1], curve.edges[1:] - 1, curve.mean, curve.se, curve.n)
+        rows += ([name, *row] for row in zip(*(column.tolist() for column in columns), strict=True))
+    write_csv(path, ["curve", "t_from", "t_to", unit, "se", "n"], rows)

@@ -1,12 +1,34 @@
 """The Fréchet distance (Heusel et al. 2017) between two sets of features."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.measures import Comparison, ImageSet, Reference, mean_over_parts
 
 GROUPS = 20
+
+
+class FrechetDistance:
+    """The Fréchet distance to the training or to the test images. The floor is the distance between these two sets.
+
+    Args:
+        to: "train" or "test".
+    """
+
+    def __init__(self, to: Literal["train", "test"]):
+        self.to = to
+        self.name = f"fd_{to}"
+        self.caption = f"Fréchet distance to the {'training' if to == 'train' else 'test'} images"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        train, test = reference.train.features, reference.test.features
+        to, other = (train, test) if self.to == "train" else (test, train)
+        floor = mean_over_parts(lambda part: frechet_distance(part, to), other, len(samples))
+        return Comparison(frechet_distance(samples.features, to), floor, has_ratio=True)
 
 
 class GivenFeatures(nn.Identity):

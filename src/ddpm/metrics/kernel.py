@@ -5,8 +5,20 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_kernel
 
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.measures import Comparison, ImageSet, Reference
 
 GROUPS = 20
+
+
+class KernelDistance:
+    """KID to the training images. The floor is the distance between test and training images."""
+
+    name = "kid"
+    caption = "kernel distance (KID) to the training images"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        train, test = reference.n_train.features, reference.n_test.features
+        return Comparison(kernel_distance(samples.features, train), kernel_distance(test, train))
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:

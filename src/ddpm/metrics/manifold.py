@@ -1,9 +1,13 @@
 """Fidelity and diversity of samples: precision, recall, density and coverage from nearest neighbours of features."""
 
+from functools import lru_cache
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.measures import Comparison, ImageSet, Reference
 
 K_PRECISION = 3
 """number of neighbours for precision and recall (Kynkäänniemi et al. 2019)"""
@@ -11,6 +15,35 @@ K_DENSITY = 5
 """number of neighbours for density and coverage (Naeem et al. 2020)"""
 
 CHUNK = 1000  # rows; 80 MB with 10,000 distances in a row
+
+
+CAPTIONS = {
+    "precision": "precision: samples that look real",
+    "recall": "recall: real images that the samples reach",
+    "density": "density of the real images around samples",
+    "coverage": "coverage: real images with samples near",
+}
+
+
+class ManifoldMeasure:
+    """One of the measures of `manifold_measures`, against training images. The ceiling is that of test images.
+
+    Args:
+        which: a key of `CAPTIONS`.
+    """
+
+    def __init__(self, which: Literal["precision", "recall", "density", "coverage"]):
+        self.name = which
+        self.caption = CAPTIONS[which]
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        value, real = (_all_measures(images, reference.n_train) for images in (samples, reference.n_test))
+        return Comparison(value[self.name], real[self.name])
+
+
+@lru_cache(maxsize=2)  # the four measures share their distances
+def _all_measures(samples: ImageSet, real: ImageSet) -> dict[str, Estimate]:
+    return manifold_measures(samples.features, real.features)
 
 
 def manifold_measures(samples: Tensor, real: Tensor) -> dict[str, Estimate]:

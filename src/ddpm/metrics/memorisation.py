@@ -1,25 +1,50 @@
 """Memorisation: the share of samples that are near-copies of training images."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.measures import Comparison, ImageSet, Nearest, Reference
 
 COPY_QUANTILE = 0.01
 """the threshold of near-copies is this quantile of the distances of held-out real images to training images"""
 
+SPACES = ("pixels", "features")
+"""where distances are measured: between images in [0, 1], and between features"""
+Space = Literal["pixels", "features"]
 CHUNK = 500  # rows; 120 MB with 60,000 float32 distances in a row
 
 
-class Nearest(NamedTuple):
-    """The nearest training image of each of N images."""
+class TrainingDistance:
+    """The mean distance of the samples to their nearest training image. The other number is that of test images."""
 
-    distances: Tensor
-    """Euclidean, float64 [N]"""
-    indices: Tensor
-    """int64 [N]"""
+    def __init__(self, space: Space):
+        self.space: Space = space
+        self.name = f"{space.removesuffix('s')}_distance"
+        self.caption = f"{space}: distance to the nearest training image"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        judged = _judged(reference, self.space)
+        return Comparison(judged.distance, judged.distance_held_out)
+
+
+class NearCopies:
+    """The share of near-copies of training images. The other number is that of test images."""
+
+    def __init__(self, space: Space):
+        self.space: Space = space
+        self.name = f"{space.removesuffix('s')}_copies"
+        self.caption = f"{space}: share of near-copies"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        judged = _judged(reference, self.space)
+        return Comparison(judged.copies, judged.copies_held_out)
+
+
+def _judged(reference: Reference, space: Space) -> "Memorisation":
+    return memorisation(reference.samples_nearest[space].distances, reference.test_nearest[space].distances)
 
 
 class Memorisation(NamedTuple):
@@ -56,8 +81,8 @@ def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
         samples: distances of the samples to their nearest training image, [N].
         held_out: distances of held-out real images to their nearest training image, [M].
     """
-    calibration, judged = held_out.tensor_split(2)
-    threshold = calibration.quantile(COPY_QUANTILE)
+    threshold = copy_threshold(held_out)
+    judged = held_out.tensor_split(2)[1]
     return Memorisation(
         Estimate.of(samples),
         Estimate.of(held_out),
@@ -65,3 +90,8 @@ def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
         Estimate.of((judged < threshold).double()),
         threshold.item(),
     )
+
+
+def copy_threshold(held_out: Tensor) -> Tensor:
+    """Returns the 1 % quantile of the first half of the held-out distances [M]."""
+    return held_out.tensor_split(2)[0].quantile(COPY_QUANTILE)

@@ -1,15 +1,16 @@
 """Reads samples of digits from any source: folders of pictures, NumPy files, IDX files."""
 
-import zlib
+import math
+import zipfile
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.idx import read_idx
-from ddpm.data.picture_files import find_pictures, read_picture_file
+from ddpm.data.idx import largest_size, read_idx
+from ddpm.data.picture_files import read_pictures
 from ddpm.metrics.digit_classifier import IMAGE_SHAPE
 
 ARRAY_NAMES = ("images", "arr_0")
@@ -23,7 +24,7 @@ def read_samples(path: Path) -> Tensor:
 
     - a folder: all pictures in it and in its subfolders, sorted by path
     - *.npy: one array; *.npz: its only array, or the array named "images" or "arr_0"
-    - an IDX file, gzipped if its name ends in .gz
+    - an IDX file, gzipped or not
 
     Arrays are [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]; integers in 0 … 255, floats in [0, 1] or in [-1, 1].
 
@@ -31,7 +32,7 @@ def read_samples(path: Path) -> Tensor:
         ValueError: `path` does not exist, or is not one of these.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return read_pictures(path, IMAGE_SHAPE).images
     if not path.is_file():
         raise ValueError(f"there is no file or folder {path}.")
     if path.suffix in (".npy", ".npz"):
@@ -43,26 +44,41 @@ def read_samples(path: Path) -> Tensor:
 
 def to_digits(array: np.ndarray, name: str) -> Tensor:
     """Returns an array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. Error messages mention `name`."""
-    height, width = IMAGE_SHAPE[1:]
-    shapes = ((1, height, width), (height, width), (height, width, 1))
-    if array.shape[1:] not in shapes or len(array) == 0:
-        raise ValueError(
-            f"{name} has the shape {list(array.shape)}: expected [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]."
+    _check_shape(array.shape, name)
+    return torch.from_numpy(_to_bytes(array, name).reshape(-1, *IMAGE_SHAPE))
+
+
+def doubts(digits: Tensor) -> str | None:
+    """Returns what is suspicious in digits [N, 1, 28, 28] that should be white on black; None if nothing is."""
+    border = torch.cat([digits[..., [0, -1], :].flatten(1), digits[..., :, [0, -1]].flatten(1)], dim=1)
+    background, brightest = border.float().median().item(), digits.amax(dim=(1, 2, 3)).float().median().item()
+    if background > 191:
+        return "The samples seem inverted: expected white digits on a black background."
+    if background > 32 or brightest < 192:
+        return (
+            f"The samples have backgrounds of about {background:.0f} and digits of about {brightest:.0f}: "
+            "expected 0 and 255. They may be scaled from another range."
         )
-    return torch.from_numpy(_to_bytes(array, name).reshape(-1, 1, height, width))
+    return None
+
+
+def _check_shape(shape: tuple[int, ...], name: str) -> None:
+    height, width = IMAGE_SHAPE[1:]
+    if shape[1:] not in ((1, height, width), (height, width), (height, width, 1)) or shape[0] == 0:
+        raise ValueError(f"{name} has the shape {list(shape)}: expected [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1].")
 
 
 def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
-    if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind not in "iuf":
         raise ValueError(f"{name} has elements of {array.dtype}: expected integers or floats.")
     low, high = array.min(), array.max()
-    if np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind in "iu":
         if low < 0 or high > 255:
             raise ValueError(f"{name} has integers from {low} to {high}: expected 0 to 255.")
         if high <= 1:
             raise ValueError(f"{name} has the integers 0 and 1 alone: multiply by 255 if 1 is white.")
         return array.astype(np.uint8)
-    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # this form also rejects NaN
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # this form also refuses NaN
         raise ValueError(
             f"{name} has floats from {low:g} to {high:g}: expected [0, 1] or [-1, 1]; clamp them, or divide by 255."
         )
@@ -76,38 +92,44 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
-def _read_folder(folder: Path) -> Tensor:
-    found = find_pictures(folder)
-    if not found.pictures:
-        raise ValueError(f"there is no picture in {folder}. {found.note()}".rstrip())
-    return to_digits(np.stack([_read_digit(path) for path in found.pictures]), str(folder))
-
-
-def _read_digit(path: Path) -> np.ndarray:
-    picture = read_picture_file(path, "L")
-    if picture.size != IMAGE_SHAPE[:0:-1]:
-        raise ValueError(f"{path} is {picture.width}×{picture.height} pixels: expected 28×28.")
-    return np.asarray(picture)
-
-
-def seem_inverted(digits: Tensor) -> bool:
-    """Returns whether most digits [N, 1, 28, 28] have a light border, so are dark on white, not white on black."""
-    border = torch.cat([digits[..., [0, -1], :].flatten(1), digits[..., :, [0, -1]].flatten(1)], dim=1)
-    return bool((border.float().mean(dim=1) > 127.5).float().mean() > 0.5)
-
-
 def _read_numpy(path: Path) -> np.ndarray:
+    """Returns the array of digits in a NumPy file. The header is checked first, so that memory stays bounded.
+
+    Raises:
+        ValueError: the file is damaged, holds no plain numbers, or its array has another shape.
+    """
     try:
-        if path.suffix == ".npy":  # mapped: a header with too large a shape allocates no memory
-            arrays = {ARRAY_NAMES[0]: np.lib.format.open_memmap(path, mode="r")}
-        else:
-            with path.open("rb") as file:  # np.load does not close a damaged file that it opened
-                arrays = dict(np.load(file, allow_pickle=False))
-    except (OSError, EOFError, ValueError, OverflowError, MemoryError, BadZipFile, zlib.error) as error:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return _read_array(file, path, path.stat().st_size)
+        with zipfile.ZipFile(path) as archive:
+            arrays = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            named = [arrays[name] for name in ARRAY_NAMES if name in arrays] or list(arrays.values())
+            if not named or (len(arrays) > 1 and not arrays.keys() & set(ARRAY_NAMES)):
+                raise _WrongArrayError(f"{path} holds the arrays {list(arrays)}: call the one with digits 'images'.")
+            with archive.open(named[0]) as file:
+                return _read_array(file, path, largest_size(named[0].compress_size))
+    except _WrongArrayError as error:
+        raise ValueError(str(error)) from error
+    # The zip module and NumPy's parser of headers raise exceptions of many types.
+    except Exception as error:
         raise ValueError(f"{path} is no NumPy file of plain numbers, or is damaged.") from error
-    named = [arrays[name] for name in ARRAY_NAMES if name in arrays] or list(arrays.values())
-    if not named or (len(arrays) > 1 and not arrays.keys() & set(ARRAY_NAMES)):
-        raise ValueError(f"{path} holds the arrays {list(arrays)}: call that of the digits images.")
-    if not isinstance(named[0], np.ndarray):
-        raise ValueError(f"{path} is no NumPy file of plain numbers, or is damaged.")
-    return named[0]
+
+
+class _WrongArrayError(ValueError):
+    """The file is a NumPy file, but not of digits."""
+
+
+def _read_array(file: IO[bytes], path: Path, at_most: int) -> np.ndarray:
+    """Returns the array in an open file in NumPy's format of at most `at_most` bytes."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize > at_most:
+        raise EOFError
+    try:
+        _check_shape(shape, str(path))
+    except ValueError as error:
+        raise _WrongArrayError(str(error)) from error
+    data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")

@@ -1,4 +1,4 @@
-"""Networks that a diffusion model trains: each maps `(x [B, C, H, W], t [B])` to an output of x's shape."""
+"""Networks: each maps `(x_t [B, C, H, W], t [B])` to an output in the shape of x_t."""
 
 from ddpm.models.unet import UNet
 

@@ -1,8 +1,8 @@
 """The U-Net of Ho et al. 2020 with the scale-shift conditioning of Nichol & Dhariwal 2021.
 
-An image goes down through levels of halved resolution and up again; each block on the way up also sees the
-output of its twin on the way down. Every block ends in a convolution that starts at zero, and so does the
-network: a new one outputs 0.
+Each level has half the resolution of the level above it. An image goes down through the levels and up again; a
+block on the way up also gets the output of the matching block on the way down. The last convolution of each block
+and of the network is initialised to zero, so a new network outputs 0.
 """
 
 import math
@@ -15,20 +15,20 @@ from torch.nn import functional as F
 
 
 class UNet(nn.Module):
-    """A U-Net that is told the timestep.
+    """A U-Net conditioned on the timestep.
 
     Args:
-        image_channels: channels of the image, in and out (1 grey, 3 colour).
-        channels: width at full resolution; every other width follows from it, so this is the knob to sweep.
-        multipliers: width of each level as a multiple of `channels`; as many levels as numbers, each half the
-            resolution of the one before.
-        blocks: residual blocks a level, on the way down and again on the way up.
-        attention: levels whose blocks are followed by self-attention (0 is full resolution); if the last level
-            is among them, the middle attends too.
-        dropout: probability of dropping an activation inside a residual block.
+        image_channels: channels of the images, input and output (1 for grey, 3 for colour).
+        channels: width (number of channels) at full resolution. All other widths are multiples of it, so sweep it.
+        multipliers: width of each level as a multiple of `channels`; one number for each level.
+        blocks: residual blocks of each level on the way down, and again on the way up.
+        attention: levels with self-attention after each block; 0 is full resolution. If the last level has
+            self-attention, the middle has it too.
+        dropout: probability that an activation inside a residual block is dropped.
 
     Raises:
-        ValueError: for a setting that makes no network, or an image that the levels cannot halve.
+        ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
+            halved often enough.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class UNet(nn.Module):
         self.output = nn.Sequential(group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels)))
 
     def forward(self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-        """The network's output for noisy images `x` at timesteps `t` (0 … T-1), in the dtype of `x`."""
+        """Return the output for noisy images `x` at timesteps `t` (0 … T-1), in the shape and dtype of `x`."""
         self._check_size(x)
         embedding = self.embed(t)
         h = self.input(x)
@@ -96,7 +96,7 @@ class UNet(nn.Module):
         _, channels, height, width = x.shape
         if channels != self.image_channels:
             raise ValueError(
-                f"The network was built for images of {self.image_channels} channel(s), "
+                f"The network expects images of {self.image_channels} channel(s), "
                 f"but these have {channels}; set image_channels={channels}."
             )
         step = 2 ** (len(self.down) - 1)
@@ -109,7 +109,7 @@ class UNet(nn.Module):
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Cosines and sines of t, of `dim / 2` wavelengths from 2π to 2π · 10,000 (Vaswani et al. 2017)."""
+    """Cosines and sines of t at `dim / 2` wavelengths from 2π to 2π · 10,000 (Vaswani et al. 2017); [B] -> [B, dim]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -117,14 +117,14 @@ class SinusoidalEmbedding(nn.Module):
 
     def forward(self, t: Int64[Tensor, " B"]) -> Float[Tensor, "B D"]:
         half = self.dim // 2
-        # No autocast list has these operations: all stays in float32 (in bfloat16, 998 and 999 are one number).
+        # Autocast does not change these operations, so they stay in float32. In bfloat16, 998 equals 999.
         exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class Block(nn.Module):
-    """A residual block that the timestep scales and shifts, then self-attention if asked for."""
+    """A residual block whose activations the timestep scales and shifts, then self-attention if `attend`."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attend: bool) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention among the pixels of a feature map, in heads of 32 channels or a little more."""
+    """Residual self-attention between the pixels of a feature map; each head has at least 32 channels if possible."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class SelfAttention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbour, then a convolution (a transposed one leaves a checkerboard)."""
+    """Doubles the resolution by nearest neighbour, then convolves (a transposed convolution leaves a checkerboard)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -185,16 +185,16 @@ def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of at most 32 groups, the papers' number, that divide `channels` and hold 4 of them or more.
+    """Return a GroupNorm with at most 32 groups, the papers' number, and at least 4 channels in each group.
 
-    4 is what the papers' narrowest layer, of 128 channels, has in a group. A group of a single channel would
-    erase that channel's mean, and with it how bright the image is.
+    4 is the group size of the papers' narrowest layer, which has 128 channels. A group of one channel would remove
+    that channel's mean, and with it the brightness of the image. The number of groups divides `channels`.
     """
     return nn.GroupNorm(largest_divisor(channels, at_most=min(32, channels // 4)), channels)
 
 
 def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is not above `at_most`; 1 if there is none."""
+    """Return the largest divisor of `number` that is at most `at_most`, and at least 1."""
     return next((d for d in range(at_most, 1, -1) if number % d == 0), 1)
 
 
@@ -210,7 +210,7 @@ def _check_settings(
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}.")
     if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"multipliers must be a whole number of 1 or more for each level, not {list(multipliers)}.")
+        raise ValueError(f"multipliers must be one integer of 1 or more for each level, not {list(multipliers)}.")
     absent = [i for i in attention if not 0 <= i < len(multipliers)]
     if absent:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A training that a real study stops."""
+"""Trainings that a real study stops early."""
 
 from pathlib import Path
 from typing import Any

@@ -92,6 +92,6 @@ def test_values_a_two_hundredth_of_their_interval_apart_stay_apart():
         ("schedule=glob(*)", r"^schedule=glob\(\*\): "),  # this parser has no configs
     ],
 )
-def test_mistakes_are_told(override, message):
+def test_mistakes_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         space(override)

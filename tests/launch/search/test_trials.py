@@ -1,4 +1,4 @@
-"""A search whose runs are written by hand, by a launcher that starts no process."""
+"""A search with a launcher that starts no process: it writes the files of each run."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LEARNING_RATE = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 
 
 class HandLauncher(Launcher):
-    """Writes the result of each job by `result(job) -> (state, step, metrics)`; a failed job has a text as metrics."""
+    """Writes the result(job) -> (state, step, metrics) of each job; for a failed job `metrics` is the error."""
 
     def __init__(self, result: Callable):
         self.result = result
@@ -92,7 +92,7 @@ def value(job: list[str], key: str) -> str:
     return next(override for override in job if override.startswith(f"{key}=")).partition("=")[2]
 
 
-def test_a_search_trains_up_to_its_total_and_names_the_best(search_here, capsys):
+def test_a_search_trains_n_trials_and_names_the_best(search_here, capsys):
     def result(job):
         return "finished", 2, {"val/bpd": float(value(job, "optimizer.lr"))}
 
@@ -148,7 +148,7 @@ def test_a_metric_that_no_run_has_ends_the_search_at_its_first_trial(search_here
         search_here(LEARNING_RATE, "hydra.sweeper.n_trials=3", "hydra.sweeper.metric=val/bdp")
 
 
-def test_a_run_with_more_steps_than_the_search_asks_for_is_no_trial_of_it(search_here):
+def test_a_run_with_more_steps_than_the_search_needs_is_refused(search_here):
     with pytest.raises(UserError, match="its run has made 4 steps, this search asks for 2"):
         search_here(LEARNING_RATE, "hydra.sweeper.n_trials=1", result=lambda job: ("finished", 4, {"val/bpd": 1.0}))
 
@@ -168,8 +168,8 @@ def test_a_trial_that_was_pruned_before_its_search_was_killed_is_not_trained_aga
     assert [trial.state for trial in study.trials()] == [TrialState.PRUNED]
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(search_here):
-    """Two choices: another process trains the run of the first trial all the time."""
+def test_a_run_held_by_another_process_is_skipped(search_here):
+    """Two choices. Another process holds the run of the first trial all the time."""
     search = ["seed=1,2", "hydra.sweeper.n_trials=4", "hydra/sweeper/sampler=random"]
     with pytest.raises(SystemExit):
         search_here(*search, result=lambda job: ("interrupted", 1, {}))

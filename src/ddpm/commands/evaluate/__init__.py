@@ -1,5 +1,5 @@
 """`ddpm evaluate`: the likelihood of a checkpoint and the quality of its samples."""
 
-from ddpm.commands.evaluate.measure import after_sweep, plan, run
+from ddpm.commands.evaluate.entry import after_sweep, plan, run
 
 __all__ = ["after_sweep", "plan", "run"]

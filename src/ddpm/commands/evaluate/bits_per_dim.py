@@ -1,26 +1,29 @@
-"""The likelihood part of `ddpm evaluate`: the bound on test and on training images, and what to compare it with."""
+"""The likelihood part of `ddpm evaluate`: the bound on test and training images, and the optimal denoiser's bound."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from ddpm.commands.evaluate.optimal_variance import x0_mse_of
+from ddpm.commands import display
+from ddpm.commands.evaluate.optimal_variance import check_draws, x0_mse_of
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded, with_variance
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.diffusion.empirical import EmpiricalDenoiser
-from ddpm.diffusion.process import VARIANCES, Network
+from ddpm.diffusion.process import VARIANCES, Network, Variance
 from ddpm.errors import UserError
 from ddpm.metrics import plots
 from ddpm.metrics.bound import Bound, measure_bounds
 from ddpm.metrics.estimates import Curve, Estimate, bin_edges, write_curves
 from ddpm.runs import identity_overrides, task_overrides
+from ddpm.training.module import DDPM
 
 NAMES = {
     "test": "model, test",
@@ -29,29 +32,32 @@ NAMES = {
     "empirical_test": "empirical optimal denoiser, test",
     "empirical_train": "empirical optimal denoiser, train",
 }
-"""What is measured, as it is called in files and tables, and in the picture"""
+"""the measured bounds: names in files and tables, and captions in the picture"""
 GAP_BINS = 20
 
 
-class Likelihood(NamedTuple):
+@dataclass(frozen=True)
+class Likelihood:
     """The measured bounds."""
 
-    variance: str
-    """of the reverse steps, where nothing else is said"""
+    FILES: ClassVar = ("kl.png, kl.csv: the KL of the steps over the timesteps",)
+
+    variance: Variance
+    """variance of the reverse steps in `bounds`"""
     under: dict[str, Bound]
-    """the model on the test images, under each variance"""
+    """bounds of the model on the test images, by variance"""
     bounds: dict[str, Bound]
-    """under `variance`: "test", and if asked for "train", "empirical_train", "empirical_test" (see `NAMES`)"""
+    """bounds by the keys of `NAMES`: "test", and those that were asked for"""
 
     def summaries(self) -> dict[str, dict[str, Estimate]]:
-        """Of each of the bounds, and of the gap between train and test."""
+        """Returns the terms of each bound, and of the gap between train and test."""
         found = {name: bound.summary() for name, bound in self.bounds.items()}
         if "train" in found:
             found["gap"] = {term: value.minus(found["train"][term]) for term, value in found["test"].items()}
         return {name: found[name] for name in NAMES if name in found}
 
     def curves(self) -> dict[str, Curve]:
-        """The KL of one step, of each of the bounds, and of the gap."""
+        """Returns the KL of one step over the timesteps for each bound, and for the gap."""
         found = {name: bound.curve() for name, bound in self.bounds.items()}
         if "train" in found:
             test, train = self._in_shared_bins()
@@ -59,13 +65,13 @@ class Likelihood(NamedTuple):
         return {name: found[name] for name in NAMES if name in found}
 
     def _in_shared_bins(self) -> tuple[Curve, Curve]:
-        """The model's curves on test and training images, in bins that are wide, as their difference is small."""
+        """Returns the model's curves on test and training images, in wide bins because their difference is small."""
         test, train = self.bounds["test"], self.bounds["train"]
         edges = bin_edges(test.num_steps, min(test.timesteps.numel(), train.timesteps.numel()), GAP_BINS)
         return test.curve(edges), train.curve(edges)
 
     def metrics(self) -> dict[str, float]:
-        """`bpd/total`, its terms and standard errors; the others as `bpd/<which>/total` …"""
+        """Returns `bpd/total`, its terms and standard errors, and those of the other bounds as `bpd/<name>/total` …"""
         summaries = self.summaries()
         groups = {"bpd": summaries.pop("test")}
         groups |= {f"bpd/{variance}": bound.summary() for variance, bound in self.under.items()}
@@ -78,7 +84,7 @@ class Likelihood(NamedTuple):
         }
 
     def facts(self) -> dict[str, Any]:
-        """What the numbers are of."""
+        """Returns the numbers of images and timesteps behind the bounds."""
         test = self.bounds["test"]
         others = {f"{name}_images": len(bound.timesteps) for name, bound in self.bounds.items() if name != "test"}
         return {
@@ -89,7 +95,7 @@ class Likelihood(NamedTuple):
         }
 
     def write(self, directory: Path) -> None:
-        """Write kl.csv and kl.png."""
+        """Writes kl.csv and kl.png."""
         curves = self.curves()
         write_curves(directory / "kl.csv", curves, "kl_bits_per_dim")
         gap = curves.pop("gap", None)
@@ -102,6 +108,7 @@ class Likelihood(NamedTuple):
         figure.savefig(directory / "kl.png")
 
     def tables(self) -> Iterator[Table]:
+        """Yields the bound by variance, and if there are others, the bounds side by side."""
         by_variance = {variance: bound.summary() for variance, bound in self.under.items()}
         yield _table(
             "Variational bound on the test set, by the variance of the reverse steps",
@@ -117,22 +124,45 @@ class Likelihood(NamedTuple):
             )
 
 
-def measure(cfg: DictConfig, loaded: Loaded, data: ImageData) -> Likelihood:
-    """Measure what `cfg` asks for; from then on the model has the variance that it names.
+class Settings(NamedTuple):
+    """What the likelihood is measured with, checked."""
+
+    variance: Variance
+    timesteps_per_image: int
+    """timesteps t ≥ 1 of the bound for each image"""
+    test: Tensor
+    """uint8 [N, C, H, W]"""
+
+
+def check(cfg: DictConfig, model: DDPM, data: ImageData) -> Settings:
+    """Returns the settings of the likelihood.
 
     Raises:
-        UserError: a number of images or timesteps that there is not, or an unknown variance.
+        UserError: a number of images or timesteps is out of range.
     """
-    model, device, options = loaded.model, loaded.fabric.device, cfg.evaluate
     variance = cfg.variance or model.diffusion.variance
-    if variance not in VARIANCES:
-        raise UserError(f"variance={variance} is none of {', '.join(VARIANCES)}.")
-    for name in ("train_images", "empirical_images"):
-        if options[name] < 0:
-            raise UserError(f"evaluate.{name}={options[name]}: a number of images, or 0 to leave them out.")
+    check_draws(cfg)
     per_image = timesteps_per_image(cfg, model.diffusion.num_steps)
-    train, test = (data.split(name).images for name in ("train", "test"))
-    test = test[: up_to("num_images", cfg.num_images, len(test))]
+    test = data.split("test").images
+    return Settings(variance, per_image, test[: up_to("num_images", cfg.num_images, len(test))])
+
+
+def timesteps_per_image(cfg: DictConfig, num_steps: int) -> int:
+    """Returns the number of timesteps t ≥ 1 of the bound for each image."""
+    if not cfg.evaluate.exact:
+        return up_to("timesteps_per_image", cfg.timesteps_per_image, num_steps - 1)
+    if "timesteps_per_image" in identity_overrides(task_overrides()):
+        raise UserError(
+            "evaluate.exact=true takes every step, so it does not go with timesteps_per_image: leave one out."
+        )
+    return num_steps - 1
+
+
+def measure(cfg: DictConfig, loaded: Loaded, data: ImageData, settings: Settings) -> Likelihood:
+    """Measures the bounds that `cfg` asks for. Afterwards the model has the variance of the settings."""
+    model, device, options = loaded.model, loaded.fabric.device, cfg.evaluate
+    variance, per_image, test = settings
+    train = data.split("train").images
 
     with Evaluations(loaded.fabric.world_size) as progress:
 
@@ -147,36 +177,28 @@ def measure(cfg: DictConfig, loaded: Loaded, data: ImageData) -> Likelihood:
             name: with_variance(model.diffusion, name, x0_mse) for name in VARIANCES
         }
         model.diffusion = chains[variance]
+        chain: dict[str, GaussianDiffusion] = {variance: model.diffusion}
         under = bounds_of("test", loaded.network, chains, test)
         bounds = {"test": under[variance]}
         if options.train_images:
-            chain = {variance: model.diffusion}
             bounds["train"] = bounds_of("train", loaded.network, chain, spread(train, options.train_images))[variance]
         if options.empirical_images:
-            # The denoiser needs float64, which the processor has, and of other devices not every one.
-            by_heart = train.to(device if device.type == "cuda" else "cpu")
-            network = EmpiricalDenoiser(by_heart, model.diffusion.alpha_bars)
-            chain = {variance: model.diffusion.subsequence(torch.arange(model.diffusion.num_steps))}  # takes x_0
+            # The optimal denoiser needs float64, which not every accelerator has.
+            training_set = train.to(device if device.type == "cuda" else "cpu")
+            network = EmpiricalDenoiser(training_set, model.diffusion.alpha_bars)
+            # A subsequence of all timesteps takes a network that returns x_0.
+            chain = {variance: model.diffusion.subsequence(torch.arange(model.diffusion.num_steps))}
             for name, images in {"empirical_test": test, "empirical_train": train}.items():
                 bounds[name] = bounds_of(name, network, chain, spread(images, options.empirical_images))[variance]
     return Likelihood(variance, under, bounds)
 
 
-def timesteps_per_image(cfg: DictConfig, num_steps: int) -> int:
-    """How many of the steps t ≥ 1 each image is asked at."""
-    if not cfg.evaluate.exact:
-        if cfg.timesteps_per_image is None:
-            raise UserError("timesteps_per_image must be a number; evaluate.exact=true takes every step.")
-        return up_to("timesteps_per_image", cfg.timesteps_per_image, num_steps - 1)
-    if "timesteps_per_image" in identity_overrides(task_overrides()):
-        raise UserError(
-            "evaluate.exact=true takes every step, so it does not go with timesteps_per_image: leave one out."
-        )
-    return num_steps - 1
-
-
 def up_to(name: str, value: int | None, most: int) -> int:
-    """`value`, or all that there is when None."""
+    """Returns `value`; None means `most`.
+
+    Raises:
+        UserError: `value` is not from 1 to `most`.
+    """
     if value is None:
         return most
     if not 1 <= value <= most:
@@ -185,15 +207,13 @@ def up_to(name: str, value: int | None, most: int) -> int:
 
 
 def spread(images: Tensor, at_most: int) -> Tensor:
-    """At most so many of the images, evenly from first to last: data may be sorted by class."""
+    """Returns at most `at_most` images, evenly spaced from first to last, because data may be sorted by class."""
     number = min(at_most, len(images))
     return images[torch.linspace(0, len(images) - 1, number).round().long()]
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Estimate]]) -> Table:
-    shown = Table(*columns, title=title, title_justify="left")
-    for column in shown.columns[1:]:
-        column.justify = "right"
+    shown = display.table(title, *columns)
     for name, estimates in rows.items():
         if name == "total":
             shown.add_section()

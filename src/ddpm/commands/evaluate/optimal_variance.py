@@ -16,18 +16,20 @@ from ddpm.runs.files import read_json
 MIN_DRAWS = 4  # with fewer, a timestep may not occur
 
 
+def check_draws(cfg: DictConfig) -> None:
+    """Raises a UserError if the number of draws is too small."""
+    draws = cfg.evaluate.x0_mse_draws
+    if draws < MIN_DRAWS:
+        raise UserError(f"evaluate.x0_mse_draws={draws}: each timestep needs at least {MIN_DRAWS}.")
+
+
 def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evaluations) -> Tensor:
     """Returns the mean squared x_0 error of the network on validation images at each timestep, float64 [T].
 
     The stored error beside the checkpoint is used if it was measured with the same settings as in `cfg`. Otherwise the
     error is measured, and stored if the images are from the data set of the model.
-
-    Raises:
-        UserError: too few draws.
     """
     diffusion, images, draws = loaded.model.diffusion, data.split("validation").images, cfg.evaluate.x0_mse_draws
-    if draws < MIN_DRAWS:
-        raise UserError(f"evaluate.x0_mse_draws={draws}: each timestep needs at least {MIN_DRAWS}.")
     path = x0_mse_path(loaded.checkpoint)
     facts = x0_mse_key(loaded.checkpoint, diffusion) | {
         "data": describe(data),
@@ -53,6 +55,6 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         try:
             write_json(path, facts | {"x0_mse": curve.mean, "se": curve.se, "n": curve.n})
         except OSError as error:
-            kept = f"cannot be kept, so that variance=optimal will not work elsewhere: {path}: {error.strerror}"
+            kept = f"cannot be kept, so variance=optimal is not available to other commands: {path}: {error.strerror}"
     display.console.print(f"The x_0 error at each timestep {kept}.")
     return curve.mean

@@ -1,8 +1,11 @@
-"""The sample quality part of `ddpm evaluate`: digits drawn from a checkpoint, or from a file, beside real ones."""
+"""The sample quality part of `ddpm evaluate`: compares digits from a checkpoint or a file with real digits."""
 
+import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -16,30 +19,41 @@ from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
-from ddpm.metrics.quality import CAPTIONS, Quality, sample_quality
+from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.measures import Measure
+from ddpm.metrics.quality import MIN_IMAGES, Quality, sample_quality
 
 NUM_SHOWN = 64
 
 
-class SampleQuality(NamedTuple):
-    """Samples, and how they compare."""
+@dataclass(frozen=True)
+class SampleQuality:
+    """Samples, and their comparison with real images."""
+
+    FILES: ClassVar = (
+        "samples.png: the first of the samples",
+        "closest.png: those nearest to a training image",
+        "classes.png: which digits they are",
+    )
 
     samples: Tensor
     """uint8 [N, 1, 28, 28]"""
     train: Tensor
-    """what the generator may have learnt from, uint8 [M, 1, 28, 28]"""
+    """the training images, uint8 [M, 1, 28, 28]"""
     quality: Quality
     origin: dict[str, Any]
     """how the samples were made"""
 
     def metrics(self) -> dict[str, float]:
+        """Returns the measures and their standard errors as `quality/<name>` …"""
         return {f"quality/{name}": value for name, value in self.quality.numbers().items()}
 
     def facts(self) -> dict[str, Any]:
+        """Returns how the samples were made, and how many were compared."""
         return self.origin | {"samples_judged": self.quality.n}
 
     def write(self, directory: Path) -> None:
-        """Write samples.png, closest.png and classes.png."""
+        """Writes samples.png, closest.png and classes.png."""
         pictures.image_grid(to_model_range(self.samples[:NUM_SHOWN])).save(directory / "samples.png")
         pairs = {
             space: (
@@ -53,26 +67,63 @@ class SampleQuality(NamedTuple):
         plots.closest_pairs(pairs, thresholds).savefig(directory / "closest.png")
         plots.class_shares(self.quality.class_shares, self.quality.real_class_shares).savefig(directory / "classes.png")
 
-    def table(self) -> Table:
+    def tables(self) -> Iterator[Table]:
+        """Yields the one table of the measures."""
         quality = self.quality
-        shown = Table(
-            "measure", "samples ± se", "real ± se", "ratio",
-            title=f"Sample quality: {quality.n} samples beside as many real digits "
-            f"({quality.num_train} training, {quality.num_test} test images)",
-            title_justify="left",
-        )  # fmt: skip
-        for column in shown.columns[1:]:
-            column.justify = "right"
-        for name, (value, real) in quality.measures.items():
-            ratio = f"{quality.measures[name].ratio.mean:.2f}" if name.startswith("fd_") else ""
-            cells = (f"{estimate.mean:.4g} ± {estimate.se:.2g}" for estimate in (value, real))
-            shown.add_row(CAPTIONS[name], *cells, ratio)
-        return shown
+        title = (
+            f"Sample quality: {quality.n} samples beside as many real digits "
+            f"({quality.num_train} training, {quality.num_test} test images)"
+        )
+        shown = display.table(title, "measure", "samples ± se", "real ± se", "ratio")
+        for name, measured in quality.measures.items():
+            ratio = f"{measured.ratio.mean:.2f}" if measured.has_ratio else ""
+            shown.add_row(quality.captions[name], _shown(measured.value), _shown(measured.real), ratio)
+        yield shown
+
+
+def _shown(value: Estimate) -> str:
+    return "–" if math.isnan(value.mean) else f"{value.mean:.4g} ± {value.se:.2g}"
 
 
 def knows(data: ImageData) -> bool:
-    """Whether the classifier behind the measures was trained on such images."""
-    return type(data) in (MNIST, MNISTMini)  # not Fashion-MNIST, which is a kind of MNIST here
+    """Returns whether the data set holds MNIST's digits, which the classifier behind the measures was trained on."""
+    return type(data) in (MNIST, MNISTMini)  # not FashionMNIST, a subclass of MNIST
+
+
+def is_asked(cfg: DictConfig, data: ImageData) -> bool:
+    """Returns whether `cfg` asks for the quality of samples of a model of `data`.
+
+    Raises:
+        UserError: too few samples.
+    """
+    if cfg.num_samples == 0:
+        return False
+    if cfg.num_samples < MIN_IMAGES:
+        raise UserError(f"num_samples={cfg.num_samples}: at least {MIN_IMAGES}, or 0 to leave sample quality out.")
+    if not knows(data):
+        display.console.print("Sample quality is left out: its feature network knows MNIST's digits alone.")
+        return False
+    return True
+
+
+def build_measures(nodes: Mapping[str, Any] | None) -> list[Measure]:
+    """Returns the measures of `measures` in the config; a node that is null is left out.
+
+    Raises:
+        UserError: an object is no measure, or two measures have one name.
+    """
+    measures: dict[str, Measure] = {}
+    for key, node in (nodes or {}).items():
+        if node is None:
+            continue
+        measure = build(node)
+        name, caption = (getattr(measure, attribute, None) for attribute in ("name", "caption"))
+        if not (callable(measure) and isinstance(name, str) and isinstance(caption, str)):
+            raise UserError(f"measures.{key} is no measure: its class needs a name, a caption and __call__.")
+        if name in measures:
+            raise UserError(f"measures.{key} and another measure have the same name, {name}.")
+        measures[name] = measure
+    return list(measures.values())
 
 
 class Drawn(NamedTuple):
@@ -83,13 +134,8 @@ class Drawn(NamedTuple):
     origin: dict[str, Any]
 
 
-def draw(cfg: DictConfig, loaded: Loaded) -> Drawn:
-    """Draw `num_samples` images by `sampler`.
-
-    Raises:
-        UserError: a sampler that the chain cannot take.
-    """
-    sampler: Sampler = build(cfg.sampler, Sampler)
+def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler) -> Drawn:
+    """Draws `num_samples` images."""
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
     with Evaluations(loaded.fabric.world_size) as progress:
@@ -106,19 +152,21 @@ def draw(cfg: DictConfig, loaded: Loaded) -> Drawn:
     return Drawn(to_uint8(images), origin)
 
 
-def judge(cfg: DictConfig, drawn: Drawn, data: ImageData) -> SampleQuality:
-    """Judge samples by what `data` holds.
+def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Measure]) -> SampleQuality:
+    """Compares samples with the training and test images of `data`.
 
     Raises:
-        UserError: samples of another kind, or too few.
+        UserError: the samples have another shape, or are too few.
     """
     train, test = (data.split(name).images for name in ("train", "test"))
     cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_digits"
     with display.console.status("sample quality") as status:
+
+        def show(stage: str) -> None:
+            status.update(f"sample quality: {stage}")
+
         try:
-            quality = sample_quality(
-                drawn.samples, train, test, cache, lambda stage: status.update(f"sample quality: {stage}")
-            )
+            quality = sample_quality(drawn.samples, train, test, measures, cache, show)
         except ValueError as error:
             raise UserError(str(error)) from error
     return SampleQuality(drawn.samples, train, quality, drawn.origin)

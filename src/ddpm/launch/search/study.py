@@ -62,11 +62,6 @@ class Study:
         digest = hashlib.sha256(exact.encode()).hexdigest()[:10]
         folder = run_directory("train", config.paths.outputs, (), experiment).parent
         study = cls(f"{'_'.join(sorted(space.keys))}.{digest}", folder, settings)
-        for name in ("n_trials", "n_jobs"):
-            if settings[name] < 1:
-                raise UserError(f"hydra.sweeper.{name}={settings[name]} must be at least 1.")
-        if settings.direction not in ("minimize", "maximize"):
-            raise UserError(f"hydra.sweeper.direction={settings.direction} is neither minimize nor maximize.")
         study.build_sampler(0)
         build(settings.pruner)
         return study

@@ -1,0 +1,220 @@
+"""`ddpm evaluate`: the likelihood of a checkpoint, and the quality of its samples or of given samples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ddpm.commands import display, from_checkpoint
+from ddpm.commands.command import Plan
+from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
+from ddpm.commands.evaluate.bits_per_dim import Likelihood
+from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
+from ddpm.commands.results_folder import make_results_folder
+from ddpm.config import build, conf_dir, override, user_path
+from ddpm.data import ImageData
+from ddpm.diffusion import Sampler
+from ddpm.errors import UserError
+from ddpm.metrics.measures import Measure
+from ddpm.metrics.samples_file import doubts, read_samples
+from ddpm.runs import (
+    identity_overrides,
+    load_checkpoint,
+    overrides_with_effect,
+    run_directory,
+    task_overrides,
+    write_json,
+)
+from ddpm.training.module import DDPM
+
+READ_WITH_SAMPLES = ("samples", "data", "measures")
+"""the settings that have an effect where samples are judged"""
+
+Part = Likelihood | SampleQuality
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes the bound and its curve over the timesteps, and the comparison of samples with real digits.
+
+    Raises:
+        UserError: checkpoint, samples or data do not exist, or a number of images or timesteps is out of range.
+    """
+    check(cfg)
+    if cfg.ckpt is None:
+        judge_samples(cfg)
+    else:
+        measure_checkpoint(cfg)
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Returns what `run` would do."""
+    check(cfg)
+    if cfg.ckpt is None:
+        prepare_samples(cfg)
+        return Plan(directory_of_samples(cfg), f"judge {cfg.samples}")
+    checkpoint, model = from_checkpoint.read(cfg)
+    prepare_checkpoint(cfg, checkpoint, model)
+    return Plan(from_checkpoint.results_directory(cfg, checkpoint), "measure")
+
+
+def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
+    """Shows the quality of all jobs' samples against their cost."""
+    quality_cost.compare([plan.directory for plan in plans])
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises a UserError for settings that do not fit together, whatever the checkpoint or the samples."""
+    if cfg.ckpt is None and cfg.samples is None:
+        raise UserError(
+            "give what to evaluate: a checkpoint, or samples of digits, for example\n"
+            "  ddpm evaluate ckpt=outputs/train/quickstart/base"
+        )
+    if cfg.ckpt is not None and cfg.samples is not None:
+        raise UserError("ckpt and samples do not go together: give a checkpoint, or samples of digits.")
+    if cfg.samples is not None and (
+        given := identity_overrides(task_overrides(), [*READ_WITH_SAMPLES, *cfg.not_identity])
+    ):
+        raise UserError(f"{', '.join(given)} would make no difference: samples are judged as they are.")
+
+
+# A checkpoint -------------------------------------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """What is measured of a checkpoint, built and checked."""
+
+    data: ImageData
+    bound: bits_per_dim.Settings | None
+    """None leaves the likelihood out"""
+    sampler: Sampler | None
+    """None leaves sample quality out"""
+    measures: list[Measure]
+
+
+def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
+    """Returns the checked parts of the evaluation. Without the likelihood, it gives the model the variance of `cfg`.
+
+    Raises:
+        UserError: see `run`.
+    """
+    sampler: Sampler = build(cfg.sampler, Sampler)
+    model.check_sampler(sampler)
+    measures = sample_quality.build_measures(cfg.measures)
+    data = from_checkpoint.data_of(cfg, model)
+    with_quality = sample_quality.is_asked(cfg, data)
+    if cfg.num_images == 0 and not with_quality:
+        raise UserError("nothing is left to measure: num_images or num_samples must be above 0.")
+    data.ready()
+    bound = None if cfg.num_images == 0 else bits_per_dim.check(cfg, model, data)
+    if bound is None:
+        from_checkpoint.set_variance(model, cfg.variance, checkpoint)
+    return Job(data, bound, sampler if with_quality else None, measures)
+
+
+def measure_checkpoint(cfg: DictConfig) -> None:
+    """Measures the likelihood of a checkpoint and the quality of its samples, as far as `cfg` asks for them."""
+    loaded = from_checkpoint.load(cfg)
+    checkpoint, model, fabric, directory = loaded
+    data, bound, sampler, measures = prepare_checkpoint(cfg, checkpoint, model)
+    parts: list[Part] = []
+    if bound is not None:
+        parts.append(bits_per_dim.measure(cfg, loaded, data, bound))
+    drawn = None if sampler is None else sample_quality.draw(cfg, loaded, sampler)
+    if not fabric.is_global_zero:  # its share of the work is done
+        return
+    if drawn is not None:
+        parts.append(sample_quality.judge(cfg, drawn, data, measures))
+
+    facts = {
+        "data": from_checkpoint.describe(data),
+        "num_steps": model.diffusion.num_steps,
+        "clip_x0": model.diffusion.clip_x0,
+        "variance": model.diffusion.variance,
+        "weights": "EMA",
+        "step": load_checkpoint(checkpoint)["global_step"],
+        "precision": fabric.strategy.precision.precision,
+        "seed": cfg.seed,
+        "checkpoint": checkpoint,
+        **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),
+    }
+    make_results_folder(directory, fabric.device, checkpoint)
+    ckpt = override("ckpt", checkpoint)
+    report(directory, parts, facts, [f"ddpm denoise {ckpt}", f"ddpm sample {ckpt} variance=optimal"])
+
+
+# Samples ------------------------------------------------------------------------------------------------------------
+
+
+def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, list[Measure]]:
+    """Returns the samples, the real digits beside which they are judged, and the measures.
+
+    Raises:
+        UserError: see `run`.
+    """
+    try:
+        samples = read_samples(user_path(cfg.samples))
+    except ValueError as error:
+        raise UserError(f"samples: {error}") from error
+    data: ImageData = build(cfg.data if cfg.data is not None else mnist(cfg), ImageData)
+    if not sample_quality.knows(data):
+        raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")
+    return samples, data.ready(), sample_quality.build_measures(cfg.measures)
+
+
+def judge_samples(cfg: DictConfig) -> None:
+    """Compares samples from a file or a folder with real digits."""
+    samples, data, measures = prepare_samples(cfg)
+    if doubt := doubts(samples):
+        display.console.print(doubt)
+    origin = {"samples": user_path(cfg.samples), "num_samples": len(samples)}
+    judged = sample_quality.judge(cfg, Drawn(samples, origin), data, measures)
+    directory = directory_of_samples(cfg)
+    make_results_folder(directory, torch.device("cpu"), None)
+    report(directory, [judged], {"data": from_checkpoint.describe(data)}, [])
+
+
+def mnist(cfg: DictConfig) -> DictConfig:
+    """Returns the config of all of MNIST, the default real digits."""
+    data = OmegaConf.load(conf_dir() / "data" / "mnist.yaml")
+    return OmegaConf.create({"paths": cfg.paths, "seed": cfg.seed, "data": data}).data
+
+
+def directory_of_samples(cfg: DictConfig) -> Path:
+    return run_directory(
+        "evaluate", cfg.paths.outputs, overrides_with_effect("evaluate"), not_identity=cfg.not_identity
+    )
+
+
+# Both ---------------------------------------------------------------------------------------------------------------
+
+
+def report(directory: Path, parts: Sequence[Part], facts: Mapping[str, Any], next_commands: Sequence[str]) -> None:
+    """Writes metrics.json, the files of the parts, and both for TensorBoard; prints the tables."""
+    metrics = {name: value for part in parts for name, value in part.metrics().items()}
+    facts = {**facts, **{name: value for part in parts for name, value in part.facts().items()}}
+    for old in directory.glob("events.out.tfevents.*"):  # of an earlier evaluation, which this one replaces
+        old.unlink()
+    with SummaryWriter(str(directory)) as tensorboard:
+        step = facts.get("step")
+        for name, value in metrics.items():
+            tensorboard.add_scalar(f"evaluate/{name}", value, step)
+        for part in parts:
+            part.write(directory)
+        for path in sorted(directory.glob("*.png")):
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            tensorboard.add_image(f"evaluate/{path.stem}", pixels, step, dataformats="HWC")
+    write_json(directory / "metrics.json", {**metrics, **facts})
+
+    for part in parts:
+        for table in part.tables():
+            display.console.print(table)
+    display.console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    files = [file for part in parts for file in part.FILES]
+    display.results(directory, ["metrics.json: these numbers", *files], next_commands)

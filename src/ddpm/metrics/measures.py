@@ -1,0 +1,95 @@
+"""The interface of a measure of samples: what a measure gets, and what it returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ddpm.metrics.estimates import Estimate
+
+MAX_PARTS = 10
+"""maximum number of parts in `mean_over_parts`"""
+UNKNOWN = Estimate(torch.nan, torch.nan)
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: a function of image sets can cache its results
+class ImageSet:
+    """Images and what the feature network says of them, in an order that carries no information."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]"""
+    features: Tensor
+    """float64 [N, D]"""
+    logits: Tensor
+    """of the classes, [N, classes]"""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def first(self, n: int) -> "ImageSet":
+        return ImageSet(self.images[:n], self.features[:n], self.logits[:n])
+
+
+class Nearest(NamedTuple):
+    """The nearest training image of each of N images."""
+
+    distances: Tensor
+    """Euclidean, float64 [N]"""
+    indices: Tensor
+    """int64 [N]"""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images. The generator may have learnt from `train`, and has never seen `test`."""
+
+    train: ImageSet
+    test: ImageSet
+    n_train: ImageSet
+    """the first images of `train`, as many as there are samples"""
+    n_test: ImageSet
+    """the first images of `test`, as many as there are samples"""
+    samples_nearest: dict[str, Nearest]
+    """the nearest training image of each sample, in "pixels" and in "features\""""
+    test_nearest: dict[str, Nearest]
+    """the nearest training image of each test image"""
+
+
+class Comparison(NamedTuple):
+    """A measure of the samples beside the same measure of held-out real images."""
+
+    value: Estimate
+    real: Estimate = UNKNOWN
+    """the floor of a distance, or the ceiling of a share. A measure that depends on the number of images uses as many
+    real images as samples, or is a mean over several parts of that size. Other measures use all real images."""
+    has_ratio: bool = False
+    """whether value / real is shown; `real` of other measures may be 0"""
+
+    @property
+    def ratio(self) -> Estimate:
+        """value / real, with the standard error that follows from both; NaN if `real` is 0."""
+        (value, value_se), (real, real_se) = self.value, self.real
+        if real == 0:
+            return UNKNOWN
+        return Estimate(value / real, ((value_se / real) ** 2 + (value * real_se / real**2) ** 2) ** 0.5)
+
+
+class Measure(Protocol):
+    """One number of a set of samples. `ddpm evaluate` runs the measures in `measures` of its config."""
+
+    name: str
+    """in metrics.json and in TensorBoard, after "quality/\""""
+    caption: str
+    """in the table"""
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison | float:
+        """Return the measure of the samples, with that of real images if there is one."""
+
+
+def mean_over_parts(measure: Callable[[Tensor], Estimate], images: Tensor, n: int) -> Estimate:
+    """Returns the mean of a measure over at most ten disjoint parts of n real images, treated as independent."""
+    parts = images.split(n)[: min(len(images) // n, MAX_PARTS)]
+    means, errors = torch.tensor([measure(part) for part in parts], dtype=torch.float64).T
+    return Estimate(means.mean().item(), errors.norm().item() / len(parts))
