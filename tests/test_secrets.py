@@ -111,7 +111,7 @@ def test_a_guarded_stream_is_the_stream():
     "arguments",
     [
         ["train", "--cfg", "job", "+callbacks.x.token=hunter2-abc", "paths.data='http://u:hunter2-abc@h'"],
-        ["train", "a.password=hunter2-abc"],
+        ["train", "a.password=hunter2-abc("],
     ],
 )
 def test_the_screen_shows_no_secret(tmp_path: Path, arguments: list[str]) -> None:
