@@ -1,6 +1,7 @@
 """Output of the commands: numbers, the results directory, and the commands to run next."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,8 @@ def results(directory: Path, files: Sequence[str], next_commands: Sequence[str])
     if next_commands:
         console.print("Next")
     for command in next_commands:
-        console.print(f"  {command}{own_config_dir() if command.startswith('ddpm ') else ''}")
+        # Directly after the command, so that the user can add overrides: Hydra takes them on one side of a flag.
+        console.print(f"  {re.sub('^ddpm [a-z]+', lambda start: start[0] + own_config_dir(), command)}")
 
 
 def own_config_dir() -> str:
