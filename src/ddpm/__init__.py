@@ -23,9 +23,9 @@ def load(path: str | Path, config_dir: str | Path | None = None) -> "DDPM":
         ddpm.errors.UserError: there is no such checkpoint, it is damaged, or it names a target of no known YAML.
     """
     # torch and Lightning take seconds to import.
-    from ddpm.config import conf_dir, trusted_targets
+    from ddpm.config import conf_dir, trusted_targets, user_path
     from ddpm.runs import find_checkpoint
     from ddpm.training import load_model
 
-    folders = [conf_dir()] if config_dir is None else [conf_dir(), Path(config_dir)]
+    folders = [conf_dir()] if config_dir is None else [conf_dir(), user_path(config_dir)]
     return load_model(find_checkpoint(str(path)), trusted=trusted_targets(folders))

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from ddpm.commands import COMMANDS
 from ddpm.launch.streams import protect_streams
+from ddpm.secrets import guard_streams
 
 EXAMPLES = """\
 Examples
@@ -25,6 +26,7 @@ COMPLETION = ("-sc", "--shell-completion")  # the completion script of the shell
 def main() -> None:
     """Run the command line in `sys.argv`. The exit code is not 0 if anything failed."""
     protect_streams()
+    guard_streams()
     arguments = sys.argv[1:]
     try:
         if not arguments or arguments in (["-h"], ["--help"]):
@@ -90,6 +92,7 @@ def complete(arguments: list[str]) -> None:
 
 def run(command: str | None, arguments: list[str]) -> None:
     """Run a command, and show a mistake of the user in one or two lines."""
+    from ddpm.commands.display import printable
     from ddpm.errors import UserError
     from ddpm.launch.composition import debugging, run_with_hydra
 
@@ -98,7 +101,7 @@ def run(command: str | None, arguments: list[str]) -> None:
     except UserError as error:
         if debugging():
             raise
-        sys.exit(f"ddpm {command}: {error}" if command else f"ddpm: {error}")
+        sys.exit(printable(f"ddpm {command}: {error}" if command else f"ddpm: {error}"))
 
 
 if __name__ == "__main__":

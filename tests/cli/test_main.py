@@ -114,10 +114,15 @@ def test_an_interrupt_is_one_line(ddpm_here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["toy", "sede=1"], ["Could not override 'sede'", "+sede=1"]),
-        (["toy", "speed=fats"], ["Could not find 'speed/fats'", "fast", "slow"]),
+        (["toy", "sede=1"], ["ddpm toy: Could not override 'sede'. Did you mean seed?"]),
+        (["toy", "speed=fats"], ["Could not find 'speed/fats'. Did you mean fast?", "Options of speed: fast, slow"]),
         (["toy", "sampler=ddim"], ["Could not override 'sampler'"]),
-        (["toy", "seed=[1"], ["at input '[1'"]),
+        (["toy", "seed=[1"], ["cannot read seed=[1: ", "at input '[1'"]),
+        (["toy", "ckpt=/a/epoch=3.ckpt"], ["\n  ddpm toy 'ckpt=\"/a/epoch=3.ckpt\"'"]),
+        (["toy", "seed=1", "--multirunn"], ["there is no flag --multirunn. Did you mean --multirun?"]),
+        (["toy", "fast"], ["'fast' is no override: write key=value."]),
+        (["toy", "~sede"], ["'sede' does not exist. Did you mean seed?"]),
+        (["toy", "how=mistaken", "seed='\x1b[2J\u202e'"], ["seed \\x1b[2J\\u202e cannot"]),
         (["toy", "seed=1,2"], ["Ambiguous value for argument 'seed=1,2'", "--multirun"]),
         (["toy", "-cn", "toy_without"], ["ddpm toy: ckpt must be given", "ddpm toy ckpt=outputs/train"]),
         (["toy", "seed='${sede}'"], ["ddpm toy: Interpolation key 'sede' not found", "full_key: seed"]),

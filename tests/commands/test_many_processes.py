@@ -84,7 +84,7 @@ def test_one_process_two_nodes_and_four_processes_are_the_same_training(ddpm_cli
         found[processes] = curves(run), torch.cat([rank["x_t"] for rank in ranks]), ranks[0]["weights"]
     alone, x_t, weights = found.pop(1)
     assert len(x_t.flatten(1).unique(dim=0)) == 32
-    assert {"train/loss", "train/loss_q1", "train/grad_norm", "val/loss", "val/bpd"} <= alone.keys()
+    assert {"train/loss", "train/loss_q1", "watch/grad_norm", "val/loss", "val/bpd"} <= alone.keys()
     assert len(alone["train/loss"]) == 12
     for shared, shared_x_t, shared_weights in found.values():
         assert torch.equal(shared_x_t, x_t)  # each rank has its part of the images and of eps

@@ -98,7 +98,7 @@ def test_pictures_of_each_validation(run):
         with Image.open(path) as picture:
             picture.load()
             sizes[path.name] = picture.size
-    side = {cells: cells * 30 + 2 for cells in (2, 8, 10)}
+    side = {cells: cells * 86 + 2 for cells in (2, 8, 10)}
     assert sizes == {
         "samples-step-0000002.png": (side[2], side[2]),
         "samples-step-0000004.png": (side[2], side[2]),
@@ -114,11 +114,12 @@ def events_of(run):
 def test_tensorboard_has_all_curves_and_pictures(run):
     events = events_of(run)
     scalars = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert scalars["train/loss"] == scalars["train/grad_norm"] == [0, 1, 2, 3]
+    assert scalars["train/loss"] == scalars["watch/grad_norm"] == [0, 1, 2, 3]
     assert scalars["val/loss"] == scalars["val/bpd"] == [1, 3]
-    (rate,) = (tag for tag in scalars if tag.startswith("lr"))
+    (rate,) = (tag for tag in scalars if tag.startswith("watch/lr"))
     assert len(scalars[rate]) >= 3
-    assert scalars["images/s"]
+    assert scalars["watch/images/s"]
+    assert sorted(scalars)[0] == "train/loss"  # TensorBoard sorts by name
     assert {f"{part}/loss_q{quarter}" for part in ("train", "val") for quarter in range(1, 5)} <= scalars.keys()
     for kind in ("samples", "trajectories"):
         assert [image.step for image in events.Images(kind)] == [1, 3]

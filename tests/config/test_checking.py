@@ -97,7 +97,7 @@ def test_signatures():
         def __init__(self, size: int = 1): ...
 
     class Child(Base):
-        def __init__(self, name: "str", unknown: "Missing", **kwargs): ...  # type: ignore[name-defined]  # noqa: F821
+        def __init__(self, name: "str", unknown: "Missing", **kwargs): ...  # type: ignore[name-defined]
 
     types, takes_others = signature(Child)
     assert (types["name"], types["size"], takes_others) == (str, int, True)

@@ -12,7 +12,7 @@ import torch
 from command_line import Answer, run_here, run_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-TIMED = ("images/s",)
+TIMED = ("images/s", "watch/images/s")
 """measured times: equal runs log them at the same steps, with different values"""
 STEP, SIGNALS = "TEST_SIGNAL_STEP", "TEST_SIGNALS"
 """environment variables for `SignalAtStep`"""

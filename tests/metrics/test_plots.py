@@ -12,8 +12,12 @@ from ddpm.metrics.estimates import Curve
 def test_grid_puts_images_row_by_row():
     images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 1, 4, 4)
     pixels = np.asarray(pictures.image_grid(images, columns=3))
-    assert pixels.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
-    assert pixels[4::6, 4::6, 0].tolist() == [[0, 51, 102], [153, 204, 255]]
+    cell = 96 + 2
+    assert pixels.shape == (2 * cell + 2, 3 * cell + 2, 3)
+    assert pixels[50::cell, 50::cell, 0].tolist() == [[0, 51, 102], [153, 204, 255]]
+    assert pictures.image_grid(torch.zeros(100, 1, 28, 28)).size == (862, 862)
+    assert pictures.image_grid(torch.zeros(10_000, 1, 28, 28)).size == (3002, 3002)
+    assert pictures.image_grid(torch.zeros(4, 3, 256, 256)).size == (518, 518)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,7 +1,6 @@
 """`ddpm denoise`: runs the forward chain on an image, and the reverse chain with the true x_0 and with the network."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from ddpm.commands.chains import NUM_FRAMES, NUM_SHOWN, X0, RecordedChain, evenl
 from ddpm.commands.command import Plan
 from ddpm.commands.denoise_page import write_page
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build
+from ddpm.config import build, override
 from ddpm.data import ImageData, to_model_range
 from ddpm.data.pictures import save_animation
 from ddpm.diffusion import GaussianDiffusion
@@ -85,7 +84,7 @@ def run(cfg: DictConfig) -> None:
     }
     write_json(directory / "metrics.json", final_errors(chains) | facts)
     display.console.print(error_table(chains, diffusion))
-    ckpt = shlex.quote(str(checkpoint))
+    ckpt = override("ckpt", checkpoint)
     display.results(
         directory,
         [
@@ -96,7 +95,7 @@ def run(cfg: DictConfig) -> None:
         ],
         ["ddpm train experiment=quickstart", "ddpm denoise ckpt=outputs/train/quickstart/base"]
         if checkpoint is None
-        else [f"ddpm denoise ckpt={ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate ckpt={ckpt}"],
+        else [f"ddpm denoise {ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate {ckpt}"],
     )
 
 

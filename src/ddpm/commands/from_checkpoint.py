@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.commands import display
-from ddpm.config import build, check_targets, config_folders, trusted_targets
-from ddpm.config_check import check_node
+from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
+from ddpm.config.checking import check_node
 from ddpm.data import MNIST, ImageData
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
@@ -132,7 +131,7 @@ def _saved_data(config: Any, folder: str) -> dict[str, Any]:
     if issubclass(get_class(node["_target_"]), MNIST) or (isinstance(paths, dict) and root == paths.get("data")):
         return node | {"root": folder}
     if not Path(str(root)).resolve().is_relative_to(Path(folder).resolve()):
-        choice = shlex.quote(f"data.root={root}")
+        choice = override("data.root", root)
         raise UserError(
             f"the checkpoint names the data in {root}, which lies outside paths.data={folder}. If you trust it, name "
             f"the data yourself: data=image_folder {choice} data.image_size=… data.image_channels=…"
@@ -199,7 +198,7 @@ def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
         problem = f"{path} is damaged"
     raise UserError(
         f"variance=optimal follows from the model's x_0 error, and {problem}. "
-        f"Run `ddpm evaluate ckpt={shlex.quote(str(checkpoint))}` first, which measures it."
+        f"Run `ddpm evaluate {override('ckpt', checkpoint)}` first, which measures it."
     )
 
 
@@ -216,4 +215,4 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     assert hydra.job.config_name is not None
     overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
     last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
-    return Path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)
+    return user_path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

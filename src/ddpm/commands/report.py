@@ -10,22 +10,22 @@ from omegaconf import DictConfig, ListConfig
 from rich.measure import Measurement
 from rich.progress import track
 from rich.table import Table
-from rich.text import Text
 
 from ddpm.commands import display
 from ddpm.commands.command import Plan
+from ddpm.config import override, user_path
 from ddpm.errors import UserError
 from ddpm.runs import results_name
 from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
 from ddpm.runs.compare import (
     METRICS,
-    NUMBERS,
     Comparison,
     TextTable,
     compare,
     draw_comparison,
     html_page,
     markdown_page,
+    right_columns,
     runs_table,
     settings_table,
     states,
@@ -33,7 +33,6 @@ from ddpm.runs.compare import (
     write_settings_csv,
 )
 from ddpm.runs.compare.figure import CURVES
-from ddpm.runs.compare.page import COUNTED
 from ddpm.runs.files import make_folder, replace_file
 
 
@@ -47,7 +46,7 @@ def run(cfg: DictConfig) -> None:
     compared = compare([read_run(directory) for directory in find_runs(places)])
     directory = report_directory(cfg)
     make_folder(directory)
-    files = write(directory, compared, " and ".join(map(str, places)))
+    files = write(directory, compared, title(places))
     show_comparison(compared)
     display.results(directory, files, next_commands(compared))
 
@@ -72,13 +71,20 @@ def places_of(cfg: DictConfig) -> list[Path]:
     named: list[Any] = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
     if not named or not all(named):
         raise UserError("runs is empty: give a directory, for example runs=outputs/train")
-    return [Path(str(place)).expanduser() for place in named]
+    return [user_path(str(place)) for place in named]
+
+
+def title(places: Sequence[Path]) -> str:
+    """Return the title of the report: the names of the folders, without the folders above them."""
+    names = list(dict.fromkeys(place.resolve().name or "/" for place in places))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"Runs of {', '.join(names[:3])}{more}"
 
 
 def report_directory(cfg: DictConfig) -> Path:
     """Return `outputs/report/<name of the runs' folder>`."""
     name, mark = results_name(places_of(cfg), cfg.paths.outputs)
-    return Path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
+    return user_path(cfg.paths.outputs) / "report" / name.with_name(name.name + mark)
 
 
 def write(directory: Path, compared: Comparison, title: str) -> list[str]:
@@ -91,8 +97,8 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
     picture = draw_comparison(compared, curves, samples)
 
     page = html_page(title, compared, {"light": light, "dark": dark} if light and dark else {}, samples)
-    replace_file(directory / "report.html", page.encode())
-    replace_file(directory / "report.md", markdown_page(title, compared).encode())
+    replace_file(directory / "report.html", page.encode(errors="replace"))
+    replace_file(directory / "report.md", markdown_page(title, compared).encode(errors="replace"))
     write_runs_csv(directory / "runs.csv", compared)
     write_settings_csv(directory / "settings.csv", compared)
     if picture is None:
@@ -110,7 +116,7 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
 def show_comparison(compared: Comparison) -> None:
     """Print the table of the settings, the table of the runs, and the path and error of each run."""
     if any(group.finished for group in compared.groups):
-        print_table(settings_table(compared), COUNTED.capitalize())
+        print_table(settings_table(compared), compared.counted.capitalize())
     header, rows = runs_table(compared)
     only_in_files = {*METRICS, "best checkpoint", "run"} - {compared.quality}
     kept = [i for i, name in enumerate(header) if name not in only_in_files]
@@ -118,19 +124,20 @@ def show_comparison(compared: Comparison) -> None:
     table = TextTable(["#", *(header[i] for i in kept)], numbered)
     print_table(table, f"{states(compared)} in {compared.root}")
     for n, run in enumerate(compared.runs, start=1):
-        display.console.print(Text(f"{n:3}  {run.checkpoint or run.directory}"))
+        display.console.print(f"{n:3}  {run.checkpoint or run.directory}")
         if run.error:
-            display.console.print(Text(textwrap.indent(run.error, " " * 5), "red"))
+            display.console.print(textwrap.indent(run.error, " " * 5), style="red")
 
 
 def print_table(table: TextTable, title: str) -> None:
-    """Print a table. Cells are plain text, not rich markup."""
+    """Print a table."""
     console = display.console
-    shown = Table(title=Text(title), title_justify="left")
-    for name in table.header:
-        shown.add_column(Text(name), justify="right" if name in NUMBERS else "left", overflow="fold")
+    shown = Table(title=title, title_justify="left")
+    right = right_columns(table)
+    for i, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if i in right else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*row)
     if not console.is_terminal:  # a log has no width: one row is one line
         shown.width = Measurement.get(console, console.options.update_width(1000), shown).maximum
     console.print(shown)
@@ -139,8 +146,8 @@ def print_table(table: TextTable, title: str) -> None:
 def next_commands(compared: Comparison) -> list[str]:
     """Return useful next commands."""
     best = compared.best_run
-    ckpt = shlex.quote(str(best.checkpoint)) if best else ""
+    ckpt = override("ckpt", best.checkpoint) if best else ""
     return [
-        *([f"ddpm evaluate ckpt={ckpt}", f"ddpm sample ckpt={ckpt}"] if best else []),
+        *([f"ddpm evaluate {ckpt}", f"ddpm sample {ckpt}"] if best else []),
         f"tensorboard --logdir {shlex.quote(str(compared.root))}",
     ]

@@ -1,6 +1,5 @@
 """`ddpm sample`: draws images from a checkpoint, or edits images of the test set."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build
+from ddpm.config import build, override
 from ddpm.data import pictures, to_model_range, to_uint8
 from ddpm.diffusion import Ancestral, Sampler
 from ddpm.errors import UserError
@@ -74,7 +73,7 @@ def run(cfg: DictConfig) -> None:
             "samples.png: all of them",
             "samples.npz: " + ", ".join(f"{name}, uint8 {list(array.shape)}" for name, array in pixels.items()),
         ],
-        [f"ddpm evaluate ckpt={shlex.quote(str(loaded.checkpoint))}"],
+        [f"ddpm evaluate {override('ckpt', loaded.checkpoint)}"],
     )
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm.commands import display
 from ddpm.commands import report as compared_runs
 from ddpm.commands.command import Plan
-from ddpm.config import build, leaves
+from ddpm.config import build, leaves, override
 from ddpm.data import ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
@@ -34,6 +34,7 @@ from ddpm.runs import (
     write_config,
     write_provenance,
 )
+from ddpm.secrets import mask_values
 from ddpm.training.building import build_model, load_weights
 from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
@@ -121,6 +122,7 @@ def prepare(cfg: DictConfig) -> Job:
     check_loggers(config["logger"])
     check_places(config, directory)
     model = build_model(config)
+    config = mask_values(config)  # from here on it is a record
     is_new = cfg.restart or not Run.read(directory).list_checkpoints()
     if cfg.init_from is not None and is_new:
         load_weights(model, find_checkpoint(cfg.init_from))
@@ -265,7 +267,7 @@ def print_summary(cfg: DictConfig, model: DDPM, trainer: L.Trainer) -> None:
         f"device: {device_name(trainer.strategy.root_device)}; precision {trainer.precision}; training needs about "
         f"{memory / 1e6:,.0f} MB per process (weights, average, gradients, Adam, a batch's activations in float32)",
     ):
-        display.console.print(line, markup=False)
+        display.console.print(line)
 
 
 def report(run: Run, how: str) -> None:
@@ -276,14 +278,14 @@ def report(run: Run, how: str) -> None:
     if os.environ.get(SWEPT_KEYS):
         return  # the sweep's other jobs come next
     pictures = sorted((run.directory / "samples").glob("samples-*.png"))[-1:]
-    name = shlex.quote(str(run.directory))
+    ckpt = override("ckpt", run.directory)
     display.results(
         run.directory,
         [f"samples/{path.name}" for path in pictures] + [f"checkpoints/{path.name}" for path in run.list_checkpoints()],
         [
-            f"ddpm sample ckpt={name}",
-            f"ddpm evaluate ckpt={name}",
-            f"ddpm denoise ckpt={name}",
-            f"tensorboard --logdir {name}",
+            f"ddpm sample {ckpt}",
+            f"ddpm evaluate {ckpt}",
+            f"ddpm denoise {ckpt}",
+            f"tensorboard --logdir {shlex.quote(str(run.directory))}",
         ],
     )

@@ -2,13 +2,16 @@
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,6 +60,64 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ImportError) or first.startswith("Error locating target"):
         return f"{re.split(', se[et] ', first)[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
     return f"{first}\n{type(error).__name__}: {error} (DDPM_DEBUG=1 shows where)"
+
+
+def option_name(target: str) -> str:
+    """Return the name that a user types for a target: `ddim` for `ddpm.diffusion.samplers.DDIM`.
+
+    It is the name of the only YAML of a group that has this `_target_` at its top, else the target's last part.
+    """
+    folders = config_folders() if HydraConfig.initialized() else [conf_dir()]
+    names = _option_names(tuple(folders)).get(target, set())
+    return next(iter(names)) if len(names) == 1 else target.rpartition(".")[2]
+
+
+@lru_cache
+def _option_names(folders: tuple[Path, ...]) -> dict[str, set[str]]:
+    names: dict[str, set[str]] = {}
+    for folder in folders:
+        for path in folder.rglob("*.yaml"):
+            found = re.search(r"^_target_: *([\w.]+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            if found and path.parent != folder:
+                names.setdefault(found[1], set()).add(path.stem)
+    return names
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a user means by a setting, as a shell would: relative to the working directory.
+
+    `~` and `~name` are home folders. `..` leaves the folder that a link points to. All other characters are part of the
+    name, `$` and `*` too: the user's shell has replaced what it should.
+
+    Raises:
+        UserError: the path is empty, or there is no such home folder.
+    """
+    if not str(text).strip():
+        raise UserError("a path is empty: give a file or a folder.")
+    try:
+        path = Path(text).expanduser() if str(text).startswith("~") else Path(text)
+    except RuntimeError:
+        raise UserError(
+            f"{text}: there is no home folder {Path(text).parts[0]}. A name that begins with ~: ./{text}"
+        ) from None
+    if ".." not in path.parts:
+        return path
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def override(key: str, value: object) -> str:
+    """Return `key=value` as a user types it in a shell: with quotes where Hydra's grammar or the shell needs them."""
+    text, parser = str(value), OverridesParser.create()
+    try:
+        is_plain = parser.parse_override(f"{key}={text}").value() == text
+    except HydraException:
+        is_plain = False
+    if is_plain:
+        return shlex.quote(f"{key}={text}")
+    # Backslashes count only before a quote.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), text)
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def config_folders() -> list[Path]:

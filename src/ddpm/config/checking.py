@@ -4,7 +4,6 @@ A command's own settings are described by a pydantic model (`ddpm.commands.setti
 its signature. Values are compared as JSON in pydantic's strict mode: true is not 1, "1" is not 1, and 1 is a float.
 """
 
-import difflib
 import inspect
 import json
 import math
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from ddpm.config import leaves
-from ddpm.errors import UserError
+from ddpm.errors import UserError, did_you_mean
 
 TYPES = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 HYDRA_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}  # of a node; Hydra reads them
@@ -112,14 +111,7 @@ def _references(raw: Any) -> set[str]:
 def _unread(key: str, settings: type[BaseModel]) -> str:
     known = set(_fields(settings))
     known |= {f"{name}.{field}" for name in set(known) for field in _fields(settings, name)}
-    return f"{key} is read by nothing.{_did_you_mean(key, known)}"
-
-
-def _did_you_mean(key: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1) or [
-        other for other in sorted(known) if other.rpartition(".")[2] == key.rpartition(".")[2]
-    ]
-    return f" Did you mean {near[0]}?" if near else ""
+    return f"{key} is read by nothing.{did_you_mean(key, known)}"
 
 
 def _missing(key: str) -> str:
@@ -165,7 +157,7 @@ def _check_arguments(key: str, node: dict[str, Any], described: Collection[str])
             _check_argument(f"{key}.{name}", value, types[name])
         elif not takes_others:
             near = (
-                _did_you_mean(f"{key}.{name}", [f"{key}.{known}" for known in types])
+                did_you_mean(f"{key}.{name}", [f"{key}.{known}" for known in types])
                 or f" It takes {', '.join(types) or 'none'}."
             )
             raise UserError(f"{key}.{name} is no argument of {node['_target_']}.{near}")

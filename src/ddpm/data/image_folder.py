@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ddpm.config import user_path
 from ddpm.data.images import ImageData, Split
 from ddpm.data.picture_files import MODES, find_pictures, read_picture_file, read_pictures, to_tensor
 from ddpm.errors import UserError
@@ -47,7 +48,7 @@ class ImageFolder(ImageData):
             raise ValueError(f"image_channels={image_channels}: pictures are read with 1 (gray) or 3 (RGB).")
         if min(validation_fraction, test_fraction) <= 0 or validation_fraction + test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction must be above 0, and below 1 together.")
-        self.root = Path(root).expanduser()
+        self.root = user_path(root)
         self.validation_fraction = validation_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed

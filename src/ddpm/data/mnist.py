@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ddpm.config import user_path
 from ddpm.data.idx import idx_shape, read_idx
 from ddpm.data.images import ImageData, Split
 from ddpm.errors import UserError
@@ -135,7 +136,7 @@ class MNIST(IDXImages):
     """name of the folder, and of torchvision's class, which downloads the files"""
 
     def __init__(self, root: str | Path, batch_size: int = 128, validation_size: int = 5000, **kwargs: Any):
-        self.root = Path(root).expanduser()
+        self.root = user_path(root)
         super().__init__(
             self.root / self.dataset / "raw", batch_size=batch_size, validation_size=validation_size, **kwargs
         )

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ddpm.data.images import to_uint8
 
+MIN_CELL, MAX_GRID = 96, 2000
+"""pixels: an image in a grid is enlarged up to the first, and the grid's width stays below the second"""
+
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """Returns a picture of images [N, C, H, W] in [-1, 1], row by row; about square if `columns` is None."""
@@ -15,7 +18,10 @@ def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     from torchvision.utils import make_grid
 
     columns = columns or max(1, round(len(images) ** 0.5))
-    return to_pil_image(make_grid(to_uint8(images).cpu(), nrow=columns, padding=2, pad_value=128))
+    pixels = to_uint8(images).cpu()
+    scale = max(1, min(MIN_CELL // pixels.shape[-1], MAX_GRID // (columns * pixels.shape[-1])))
+    pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    return to_pil_image(make_grid(pixels, nrow=columns, padding=2, pad_value=128))
 
 
 def image_table(groups: Sequence[tuple[Sequence[str], Tensor]], captions: Sequence[str]) -> Image.Image:

@@ -1,22 +1,20 @@
 """From a command line to a composed config: Hydra does it, and its errors become plain lines."""
 
-import argparse
 import os
 import sys
 import warnings
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from ddpm.config import conf_dir
 from ddpm.errors import UserError, install_hint
 from ddpm.launch.jobs import run_job
-from ddpm.launch.overrides import check_choices, parse_overrides
+from ddpm.launch.mistakes import check_flags, explain
+from ddpm.launch.overrides import check_choices, named_folders, parse_overrides, with_user_paths
 from ddpm.runs.files import os_errors_in_one_line
 
 # By default Ray drops lines that several jobs print, and kills jobs that could be asked to save and to stop.
@@ -58,9 +56,10 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
+    check_flags(arguments)
     check_choices(parse_overrides(arguments), [conf_dir(), *named_folders(arguments)])
     typed = list(sys.argv)
-    sys.argv[1:] = arguments  # Hydra reads them there
+    sys.argv[1:] = with_user_paths(arguments)  # Hydra reads them there
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing them
     try:
         with os_errors_in_one_line():  # of a sweep, which is no job itself
@@ -68,21 +67,13 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     except CompactHydraException as error:
         if job_failed or debugging():  # raised inside a job: the author of that code needs the traceback
             raise
-        causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
-        sys.exit("\n".join(str(part).strip() for part in (error, *causes) if str(part).strip()))
+        raise UserError(explain(error, command, arguments)) from error
     except RuntimeError as error:  # Hydra did not find the class of a launcher
         if job_failed or "hydra_ray_launcher" not in str(error):
             raise
         raise UserError(f"hydra/launcher=ray needs Ray: {install_hint('ray')}") from error
     if mistake is not None:
         raise mistake
-
-
-def named_folders(arguments: list[str]) -> list[Path]:
-    """Return the folder that `--config-dir` names."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd", type=Path, default=[], nargs=1)
-    return parser.parse_known_args(arguments)[0].config_dir
 
 
 def debugging() -> bool:

@@ -28,6 +28,7 @@ from ddpm.errors import UserError
 from ddpm.runs import SWEPT_KEYS
 from ddpm.runs.identity import task_overrides
 from ddpm.runs.status import INTERRUPTED
+from ddpm.secrets import mask_override
 
 # Examples in the message about a key without a value.
 EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart"}
@@ -88,7 +89,8 @@ def check_values(command: str, config: DictConfig) -> None:
 def job_name(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:
     """The overrides of a job in one line; if its sweep varies some keys, only the overrides of these keys."""
     task = filter_overrides(overrides)
-    return " ".join(o for o in task if not swept or o.split("=")[0].lstrip("+") in swept) or "(no overrides)"
+    shown = [o for o in task if not swept or o.split("=")[0].lstrip("+") in swept]
+    return " ".join(map(mask_override, shown)) or "(no overrides)"
 
 
 def run_in_own_process(command: str) -> None:
@@ -128,7 +130,8 @@ def run_in_own_process(command: str) -> None:
     end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, see above"
     message = f"its process {'was interrupted' if was_interrupted else end}"
     swept = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
-    print(f"ddpm {command} {job_name(task_overrides(), swept)}: {message}", file=sys.stderr, flush=True)
+    line = display.printable(f"ddpm {command} {job_name(task_overrides(), swept)}: {message}")
+    print(line, file=sys.stderr, flush=True)
     raise UserError(message)
 
 

@@ -1,6 +1,7 @@
 """Overrides as they are typed, before Hydra composes a config with them."""
 
-from collections.abc import Collection, Iterable, Iterator
+import argparse
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 
+from ddpm.config import user_path
 from ddpm.errors import UserError
+
+CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def parse_overrides(arguments: Iterable[str]) -> Iterator[Override]:
@@ -38,3 +42,23 @@ def check_choices(overrides: Iterable[Override], folders: Collection[Path]) -> N
         choices = values.list if isinstance(values, ChoiceSweep) else values if isinstance(values, list) else [values]
         if not all(isinstance(choice, str) for choice in choices):
             raise UserError(f"{override.input_line}: choose {group} among {', '.join(options)}.")
+
+
+def named_folders(arguments: Iterable[str]) -> list[Path]:
+    """Return the folder that `--config-dir` names."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(*CONFIG_DIR, type=user_path, default=[], nargs=1)
+    folders: list[Path] = parser.parse_known_args(list(arguments))[0].config_dir
+    return folders
+
+
+def with_user_paths(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the home folder in place of `~` in `--config-dir`."""
+    found = list(arguments)
+    for i, word in enumerate(found):
+        flag, sign, value = word.partition("=")
+        if flag in CONFIG_DIR and sign:
+            found[i] = f"{flag}={user_path(value)}"
+        elif i and found[i - 1] in CONFIG_DIR:
+            found[i] = str(user_path(word))
+    return found

@@ -21,6 +21,7 @@ from ddpm.commands.command import Command, Plan
 from ddpm.errors import UserError
 from ddpm.launch.hydra_internals import as_current_job
 from ddpm.launch.jobs import check_values, job_name, load_command
+from ddpm.launch.mistakes import explain
 from ddpm.runs import SWEPT_KEYS, Run
 from ddpm.runs.run import is_locked
 
@@ -114,7 +115,8 @@ def check_jobs(
         try:
             plans.append(plan_job(config, job, loader, command))
         except (UserError, HydraException) as error:
-            problems.append(f"  {job_name(job, swept)}: {error}")
+            reason = explain(error, config.hydra.job.config_name, job) if isinstance(error, HydraException) else error
+            problems.append(f"  {job_name(job, swept)}: {reason}")
         else:
             names[plans[-1].directory].append(job_name(job, swept))
     problems += [

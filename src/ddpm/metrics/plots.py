@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data.pictures import pixels
+from ddpm.runs.compare.ticks import plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +64,7 @@ def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstructi
     sums.set_xlabel("timestep t")
     sums.set_xscale("log")
     sums.set_xlim(1, own.edges[-1].item())
+    plain_ticks(sums.xaxis)
     return figure
 
 
@@ -177,6 +179,8 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             )
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
         axes.set(xscale="log", yscale="log", xlabel=label)
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
     figure.axes[0].set_ylabel("Fréchet distance / that of real digits")
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpm.config import user_path
 from ddpm.errors import UserError
 from ddpm.runs.archives import check_records
 from ddpm.runs.nearby import runs_nearby, suggest
@@ -20,9 +21,9 @@ def find_checkpoint(spec: str) -> Path:
 
     Raises UserError, naming up to five runs nearby, where there is none.
     """
-    path = Path(spec).expanduser()
     if not spec.strip():
         raise UserError("ckpt is empty: give a checkpoint file or a run's directory")
+    path = user_path(spec)
     if path.is_file():
         return path
     names: tuple[str, ...]

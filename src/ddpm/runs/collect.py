@@ -18,6 +18,7 @@ from ddpm.runs.nearby import runs_nearby, suggest
 from ddpm.runs.run import BEST, LAST, is_locked
 from ddpm.runs.saved_config import comparable, is_below
 from ddpm.runs.status import State
+from ddpm.secrets import mask_values
 
 Value = int | float | str | None
 """value of a setting. Lists and other types are JSON text; None if a config lacks the setting"""
@@ -101,7 +102,7 @@ def _suggest_folders(place: Path) -> str:
 
 def read_run(directory: Path) -> RunRecord:
     """Return the record of a run. Files that are missing or damaged are named in its `error`, never raised."""
-    status, metrics = read_json(directory / "status.json"), read_json(directory / "metrics.json")
+    status, metrics = mask_values(read_json(directory / "status.json")), read_json(directory / "metrics.json")
     settings = _read_settings(directory / "config.yaml")
     contents = {"status.json": status, "metrics.json": metrics, "config.yaml": settings}
     damaged = [
@@ -143,7 +144,8 @@ def _read_settings(path: Path) -> dict[str, Value]:
         return {}
     others = config.get("not_identity")
     ignored = ["paths", "not_identity", *(others if isinstance(others, list) else [])]
-    return {key: _as_value(value) for key, value in comparable(config).items() if not is_below(key, ignored)}
+    settings = comparable(mask_values(config))
+    return {key: _as_value(value) for key, value in settings.items() if not is_below(key, ignored)}
 
 
 def _as_value(value: Any) -> Value:

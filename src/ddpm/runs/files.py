@@ -104,11 +104,15 @@ def check_links(directory: Path) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV. None becomes an empty cell."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Write a table as CSV. None becomes an empty cell. Texts that a spreadsheet would run as a formula get a `'`."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([_csv_cell(value) for value in row] for row in (header, *rows))
+
+
+def _csv_cell(value: Any) -> Any:
+    is_formula = isinstance(value, (str, Path)) and str(value).startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def make_folder(path: Path) -> None:

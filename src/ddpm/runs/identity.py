@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from ddpm.config import leaves
+from ddpm.config import leaves, user_path
+from ddpm.secrets import MASK, is_secret, mask
 
 MAX_LENGTH = 119  # characters of a name, with its digest
 SWEPT_KEYS = "DDPM_SWEPT_KEYS"
@@ -82,7 +83,7 @@ def run_directory(
     """
     folder = "default" if experiment is None else _readable(experiment, plain=experiment != "default")
     own = run_name(overrides, not_identity) if name is None else name
-    return Path(outputs) / command / folder / own
+    return user_path(outputs) / command / folder / own
 
 
 def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str]:
@@ -93,7 +94,7 @@ def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str
     paths.
     """
     first, *others = (place.resolve() for place in places)
-    trained = (Path(outputs) / "train").resolve()
+    trained = (user_path(outputs) / "train").resolve()
     inside = first != trained and first.is_relative_to(trained)
     name = first.relative_to(trained) if inside else Path(first.name or "root")
     if others:
@@ -131,7 +132,7 @@ def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = (
         parts = re.split(r"[./]", override.key_or_group)
         above = {".".join(parts[: i + 1]) for i in range(len(parts))}
         if above.isdisjoint(ignored) and f"{override.key_or_group}=" not in ignored:
-            items[key] = _value(override)
+            items[key] = MASK if is_secret(key) else mask(_value(override))
     return dict(sorted(items.items()))
 
 

@@ -6,14 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ddpm.secrets import mask
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class MaskingFormatter(logging.Formatter):
+    """Formats a record, with its secrets masked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append log messages to the file `path` within the block, and the traceback of an exception that leaves it."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(MaskingFormatter(FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     try:

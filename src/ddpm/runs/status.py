@@ -18,8 +18,11 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ddpm.runs.files import read_json, replace_file
+from ddpm.secrets import mask_override, mask_values
 
 State = Literal["running", "finished", "failed", "interrupted", "pruned", "stopped"]
+MAX_ERROR = 4000
+"""characters of an error in status.json; log.txt has all of it"""
 INTERRUPTED = 75
 """exit code of a run that was asked to stop and that the same command continues: EX_TEMPFAIL"""
 
@@ -35,10 +38,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace `path` in one step: a reader finds the old file or the new one, complete.
 
     Tensors and arrays become numbers and lists, and paths become strings. NaN and infinity become null: JSON has
-    neither.
+    neither. Secrets are masked.
     """
-    text = json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, text.encode())
+    text = json.dumps(mask_values(_plain(data)), indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, text.encode(errors="backslashreplace"))  # file names need not be Unicode
 
 
 def _plain(value: Any) -> Any:
@@ -86,6 +89,10 @@ class Status:
     def write(self, run: Path) -> None:
         """Write status.json into the run's directory and set `updated` to the current time."""
         self.updated = now()
+        if self.error is not None and len(self.error) > MAX_ERROR:
+            left_out = len(self.error) - MAX_ERROR
+            start, end = self.error[: MAX_ERROR // 2], self.error[-MAX_ERROR // 2 :]
+            self.error = f"{start}\n… {left_out} characters left out; log.txt has them …\n{end}"
         write_json(run / "status.json", asdict(self))
 
 
@@ -104,7 +111,7 @@ def provenance(device: str) -> dict[str, Any]:
         "git": git_state(Path(__file__).resolve().parents[1]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "device": device,
-        "command_line": shlex.join(sys.orig_argv),
+        "command_line": shlex.join(map(mask_override, sys.orig_argv)),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "time": now(),

@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
 )
 
 from ddpm.config import build, check_plain, check_targets, conf_dir, leaves, trusted_targets
-from ddpm.config_check import check_node
+from ddpm.config.checking import check_node
 from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import config_of, load_checkpoint

@@ -6,6 +6,7 @@ adds a kind.
 
 import csv
 import inspect
+import re
 from collections.abc import Mapping
 from functools import singledispatch
 from importlib.util import find_spec
@@ -42,6 +43,21 @@ class StepWandbLogger(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         self.experiment.log({**with_prefix(self, metrics), "trainer/global_step": step}, step=step)
+
+
+WATCHED = re.compile(r"images/s|epoch|lr-.*|train/grad_norm")
+"""metrics that TensorBoard shows below the curves of the losses"""
+
+
+class LossesFirst(TensorBoardLogger):
+    """Lightning's logger for TensorBoard, which shows groups of curves by their names: `train`, `val`, `watch`."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        shown = {
+            f"watch/{name.removeprefix('train/')}" if WATCHED.fullmatch(name) else name: value
+            for name, value in metrics.items()
+        }
+        super().log_metrics(shown, step)
 
 
 def logger_nodes(config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ddpm.diffusion import Ancestral, GaussianDiffusion, Objective, Sampler, SDE
 from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import FORMAT
+from ddpm.secrets import mask_values
 from ddpm.seeding import ImageNoise, Stream, evenly_spread, generator, seed_at
 from ddpm.training.averaging import moving_average
 from ddpm.training.learning_rate import warmup_and_decay
@@ -69,7 +70,7 @@ class DDPM(L.LightningModule):
         config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters({"config": config}, logger=False)
+        self.save_hyperparameters({"config": mask_values(config)}, logger=False)
         self.network = network
         self.diffusion = diffusion
         self.image_shape = image_shape

@@ -140,6 +140,23 @@ def test_names_and_errors_are_escaped():
     assert columns == [3] * 4 + [7] * 4  # two tables, each a header, a line and two rows
 
 
+def test_spreadsheets_run_no_cell_and_markdown_shows_names_as_they_are(tmp_path):
+    names = ["=cmd()", "+1", "-x", "@a", "a`b", "[x](y)", "_a_b_", "*", "a\udcff"]
+    compared = compare([record(name, 1.0, k=name, seed=0) for name in names])
+    write_runs_csv(tmp_path / "runs.csv", compared)
+    cells = {row["k"] for row in read_csv(tmp_path / "runs.csv")}
+    assert cells == {"'=cmd()", "'+1", "'-x", "'@a", "a`b", "[x](y)", "_a_b_", "*", "a\\udcff"}
+    page = markdown_page("t", compared)
+    assert all(word in page for word in ("a\\`b", "\\[x\\](y)", "\\_a_b\\_", "| \\* |"))
+    odd = compare([RunRecord(Path("a`b/c"), "finished", settings={"seed": 0})])
+    assert "in `` a`b ``," in markdown_page("t", odd)
+
+
+def test_metrics_of_callbacks_have_columns():
+    run = RunRecord(ROOT / "a", "finished", 7, 1.0, None, {"seed": 0}, {"fid": 3.0, "val/bpd": 2.0, "lr-AdamW": 1.0})
+    assert settings_table(compare([run])) == (["seeds", "step", "val/bpd", "fid"], [["1", "7", "2", "3"]])
+
+
 def test_the_figure_draws_any_comparison(compared):
     curves = {run.directory: {"val/bpd": Curve([1, 2], [float("nan"), 2.0])} for run in compared.runs[:2]}
     assert draw_comparison(compared, {}, {}).startswith(b"\x89PNG")

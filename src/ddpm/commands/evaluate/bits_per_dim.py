@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ddpm.commands import display
-from ddpm.commands.evaluate.optimal_variance import check_draws, x0_mse_of
+from ddpm.commands.evaluate.optimal_variance import check_draws, spread, x0_mse_of
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded, with_variance
 from ddpm.data import ImageData
@@ -180,16 +180,20 @@ def measure(cfg: DictConfig, loaded: Loaded, data: ImageData, settings: Settings
         chain: dict[str, GaussianDiffusion] = {variance: model.diffusion}
         under = bounds_of("test", loaded.network, chains, test)
         bounds = {"test": under[variance]}
-        if options.train_images:
-            bounds["train"] = bounds_of("train", loaded.network, chain, spread(train, options.train_images))[variance]
-        if options.empirical_images:
+        train_images, empirical_images = (
+            number if cfg.num_images is None else min(number, cfg.num_images)
+            for number in (options.train_images, options.empirical_images)
+        )
+        if train_images:
+            bounds["train"] = bounds_of("train", loaded.network, chain, spread(train, train_images))[variance]
+        if empirical_images:
             # The optimal denoiser needs float64, which not every accelerator has.
             training_set = train.to(device if device.type == "cuda" else "cpu")
             network = EmpiricalDenoiser(training_set, model.diffusion.alpha_bars)
             # A subsequence of all timesteps takes a network that returns x_0.
             chain = {variance: model.diffusion.subsequence(torch.arange(model.diffusion.num_steps))}
             for name, images in {"empirical_test": test, "empirical_train": train}.items():
-                bounds[name] = bounds_of(name, network, chain, spread(images, options.empirical_images))[variance]
+                bounds[name] = bounds_of(name, network, chain, spread(images, empirical_images))[variance]
     return Likelihood(variance, under, bounds)
 
 
@@ -204,12 +208,6 @@ def up_to(name: str, value: int | None, most: int) -> int:
     if not 1 <= value <= most:
         raise UserError(f"{name}={value} must be from 1 to {most}.")
     return value
-
-
-def spread(images: Tensor, at_most: int) -> Tensor:
-    """Returns at most `at_most` images, evenly spaced from first to last, because data may be sorted by class."""
-    number = min(at_most, len(images))
-    return images[torch.linspace(0, len(images) - 1, number).round().long()]
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Estimate]]) -> Table:

@@ -1,6 +1,5 @@
 """`ddpm evaluate`: the likelihood of a checkpoint, and the quality of its samples or of given samples."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, conf_dir
+from ddpm.config import build, conf_dir, override, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
@@ -146,8 +145,8 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),
     }
     make_results_folder(directory, fabric.device, checkpoint)
-    ckpt = shlex.quote(str(checkpoint))
-    report(directory, parts, facts, [f"ddpm denoise ckpt={ckpt}", f"ddpm sample ckpt={ckpt} variance=optimal"])
+    ckpt = override("ckpt", checkpoint)
+    report(directory, parts, facts, [f"ddpm denoise {ckpt}", f"ddpm sample {ckpt} variance=optimal"])
 
 
 # Samples ------------------------------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, list[Measure]]:
         UserError: see `run`.
     """
     try:
-        samples = read_samples(Path(cfg.samples).expanduser())
+        samples = read_samples(user_path(cfg.samples))
         check_images("samples", samples)
     except ValueError as error:
         raise UserError(f"samples: {error}") from error
@@ -175,7 +174,7 @@ def judge_samples(cfg: DictConfig) -> None:
     samples, data, measures = prepare_samples(cfg)
     if doubt := doubts(samples):
         display.console.print(doubt)
-    origin = {"samples": Path(cfg.samples), "num_samples": len(samples)}
+    origin = {"samples": user_path(cfg.samples), "num_samples": len(samples)}
     judged = sample_quality.judge(cfg, Drawn(samples, origin), data, measures)
     directory = directory_of_samples(cfg)
     make_results_folder(directory, torch.device("cpu"), None)

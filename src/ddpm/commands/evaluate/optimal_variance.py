@@ -26,21 +26,22 @@ def check_draws(cfg: DictConfig) -> None:
 def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evaluations) -> Tensor:
     """Returns the mean squared x_0 error of the network on validation images at each timestep, float64 [T].
 
-    The stored error beside the checkpoint is used if it was measured with the same settings as in `cfg`. Otherwise the
-    error is measured, and stored if the images are from the data set of the model.
+    The stored error beside the checkpoint is used if it was measured with the settings in `cfg`, or with more images.
+    Otherwise the error is measured, and stored if the images are from the data set of the model.
     """
     diffusion, images, draws = loaded.model.diffusion, data.split("validation").images, cfg.evaluate.x0_mse_draws
+    if cfg.num_images is not None:
+        images = spread(images, max(cfg.num_images, MIN_DRAWS))
     path = x0_mse_path(loaded.checkpoint)
     facts = x0_mse_key(loaded.checkpoint, diffusion) | {
         "data": describe(data),
-        "images": len(images),
         "draws": draws,
         "seed": cfg.seed,
         "weights": "EMA",
         "precision": loaded.fabric.strategy.precision.precision,
     }
     stored = read_json(path)
-    if "x0_mse" in stored and stored.items() >= facts.items():
+    if "x0_mse" in stored and stored.items() >= facts.items() and stored["images"] >= len(images):
         display.console.print(f"The optimal variance follows from the x_0 error in {path}, measured before.")
         return torch.tensor(stored["x0_mse"], dtype=torch.float64)
 
@@ -53,8 +54,14 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         kept = "is not kept, because data= names other images than the model's own"
     elif loaded.fabric.is_global_zero:
         try:
-            write_json(path, facts | {"x0_mse": curve.mean, "se": curve.se, "n": curve.n})
+            write_json(path, facts | {"images": len(images), "x0_mse": curve.mean, "se": curve.se, "n": curve.n})
         except OSError as error:
             kept = f"cannot be kept, so variance=optimal is not available to other commands: {path}: {error.strerror}"
     display.console.print(f"The x_0 error at each timestep {kept}.")
     return curve.mean
+
+
+def spread(images: Tensor, at_most: int) -> Tensor:
+    """Returns at most `at_most` images, evenly spaced from first to last, because data may be sorted by class."""
+    number = min(at_most, len(images))
+    return images[torch.linspace(0, len(images) - 1, number).round().long()]

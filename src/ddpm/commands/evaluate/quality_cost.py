@@ -52,6 +52,8 @@ def compare(directories: Sequence[Path]) -> None:
     for row in rows:
         table.add_row(*(_shown(row.get(key)) for key in COLUMNS))
     display.console.print(table)
+    if len({row["sampler"] for row in asked}) > 1 and len({row["spacing"] for row in asked}) > 1:
+        display.console.print("The samplers take different timesteps: sampler.spacing=trailing gives all the same.")
 
     columns = [*COLUMNS, "checkpoint"]
     write_csv(folder / "quality_cost.csv", columns, [[row.get(key) for key in columns] for row in rows])

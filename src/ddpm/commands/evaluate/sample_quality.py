@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.config import build
+from ddpm.config import build, option_name, user_path
 from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
@@ -143,7 +143,7 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler) -> Drawn:
         images = from_checkpoint.sample(cfg, loaded, sampler, advance)
     seconds = time.perf_counter() - started
     origin = {
-        "sampler": type(sampler).__name__,
+        "sampler": option_name(cfg.sampler._target_),
         "network_evaluations": steps,
         "spacing": sampler.spacing,
         "num_samples": cfg.num_samples,
@@ -159,7 +159,7 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Mea
         UserError: the samples have another shape, or are too few.
     """
     train, test = (data.split(name).images for name in ("train", "test"))
-    cache = Path(cfg.paths.outputs) / "evaluate" / ".real_digits"
+    cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_digits"
     with display.console.status("sample quality") as status:
 
         def show(stage: str) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ddpm.errors import UserError
 from ddpm.launch.search.optuna_internals import resume_trial
 from ddpm.launch.search.space import Space
 from ddpm.runs import identity_overrides, run_directory
+from ddpm.secrets import mask
 
 LENGTH_OF_TRAINING = {"trainer.max_steps", "trainer.max_epochs"}
 """These settings do not make another run, but another study: they change the metric."""
@@ -73,8 +73,8 @@ class Study:
 
     @property
     def shown_url(self) -> str:
-        """The URL without the password."""
-        return re.sub(r":[^:@/]+@", ":***@", self.url)
+        """The URL with its secrets masked."""
+        return mask(self.url)
 
     def open(self) -> optuna.Study:
         """Open the study, or create it.

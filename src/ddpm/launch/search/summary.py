@@ -8,6 +8,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from ddpm.commands import display
+from ddpm.config import override
 from ddpm.launch.jobs import job_name
 from ddpm.launch.search.space import Space
 from ddpm.launch.search.study import Study
@@ -38,4 +39,4 @@ def show_study(
     display.console.print(f"The best is {job_name(job, space.keys)}: {settings.metric} {best.value:.4g}")
     of_the_search = ("sweep", "dry_run")  # overrides that the plain command does not need
     typed = [override for override in job if override.split("=")[0].lstrip("+") not in of_the_search]
-    display.results(run, [], [f"ddpm train {shlex.join(typed)}", f"ddpm sample ckpt={shlex.quote(str(run))}"])
+    display.results(run, [], [f"ddpm train {shlex.join(typed)}", f"ddpm sample {override('ckpt', run)}"])

@@ -3,12 +3,18 @@
 from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate, SeedGroup, compare
 from ddpm.runs.compare.figure import draw_comparison
 from ddpm.runs.compare.page import html_page, markdown_page, states
-from ddpm.runs.compare.settings import varying_settings
-from ddpm.runs.compare.tables import NUMBERS, TextTable, runs_table, settings_table, write_runs_csv, write_settings_csv
+from ddpm.runs.compare.tables import (
+    TextTable,
+    right_columns,
+    runs_table,
+    settings_table,
+    write_runs_csv,
+    write_settings_csv,
+)
+from ddpm.runs.compare.varying import varying_settings
 
 __all__ = [
     "METRICS",
-    "NUMBERS",
     "Comparison",
     "Estimate",
     "SeedGroup",
@@ -17,6 +23,7 @@ __all__ = [
     "draw_comparison",
     "html_page",
     "markdown_page",
+    "right_columns",
     "runs_table",
     "settings_table",
     "states",

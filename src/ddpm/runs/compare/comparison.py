@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddpm.runs.collect import RunRecord, Value
-from ddpm.runs.compare.settings import format_value, varying_settings
+from ddpm.runs.compare.varying import format_value, varying_settings
 
 METRICS = ("val/bpd", "val/loss", "train/loss", "images/s")
+"""metrics of every training, in the order of the columns; those of callbacks follow"""
+NOT_SHOWN = re.compile(r"step|epoch|lr-.*|train/grad_norm|(train|val)/loss_q\d")
+"""metrics of every training that have no column"""
 
 
 class Estimate(NamedTuple):
@@ -73,7 +77,7 @@ class Comparison:
     """the settings that vary, without the seed"""
     groups: Sequence[SeedGroup]
     metrics: Sequence[str]
-    """the METRICS that at least one run has"""
+    """those that at least one run has: METRICS, then the metrics of callbacks"""
 
     def name(self, run: RunRecord) -> str:
         """Return the run's directory relative to the root."""
@@ -89,6 +93,12 @@ class Comparison:
         if group is None or not (group.settings or len(group.runs) > 1):
             return [self.name(run)]
         return [*group.labels, f"seed {format_value(run.settings.get('seed'))}"]
+
+    @property
+    def counted(self) -> str:
+        """What the tables' numbers are, in words."""
+        several = any(len(group.finished) > 1 for group in self.groups)
+        return "mean ± standard error over the seeds of finished runs" if several else "of finished runs, one seed each"
 
     @property
     def quality(self) -> str | None:
@@ -131,8 +141,14 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         [run for group in groups for run in group.runs] + [run for run in runs if not run.settings],
         list(columns),
         groups,
-        [metric for metric in METRICS if any(metric in run.metrics for run in runs)],
+        _columns(runs),
     )
+
+
+def _columns(runs: Sequence[RunRecord]) -> list[str]:
+    found = {metric for run in runs for metric in run.metrics}
+    own = sorted(metric for metric in found.difference(METRICS) if not NOT_SHOWN.fullmatch(metric))
+    return [metric for metric in METRICS if metric in found] + own
 
 
 def _order(value: Value) -> tuple[int, float, str]:

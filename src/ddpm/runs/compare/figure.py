@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 
 from ddpm.runs.collect import Curve, RunRecord, Samples, Value
 from ddpm.runs.compare.comparison import Comparison, SeedGroup
-from ddpm.runs.compare.settings import format_value
+from ddpm.runs.compare.ticks import plain_ticks
+from ddpm.runs.compare.varying import format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +78,9 @@ def draw_comparison(
         if shown:
             _draw_samples(parts[-1], compared, {run.directory: run for run in shown}, samples or {}, picture_rows)
         png = io.BytesIO()
-        figure.savefig(png, transparent=dark)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names may have letters of any script
+            figure.savefig(png, transparent=dark)
     return png.getvalue()
 
 
@@ -98,6 +102,7 @@ def _draw_panels(part: "SubFigure", panels: list[Panel], plot: PlotData, rows: i
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2, linewidth=0.5)
         axis.tick_params(labelsize=8)
+        plain_ticks(axis.yaxis)
     for axis in axes[len(panels) :]:
         axis.remove()
     if note := _left_out(plot.compared):
@@ -122,6 +127,7 @@ def _curve_panel(axis: "Axes", plot: PlotData, metric: str) -> None:
             values += filter(math.isfinite, curve.values)
     if values and min(values) > 0 and max(values) > 5 * min(values):
         axis.set_yscale("log")
+    plain_ticks(axis.xaxis)
     axis.set_xlabel("step", fontsize=9)
     axis.set_title(metric, fontsize=10, loc="left")
 
@@ -140,6 +146,8 @@ def _setting_panel(axis: "Axes", plot: PlotData, key: str) -> None:
         if len(numbers) <= MAX_TICKS:
             axis.set_xticks(numbers, map(format_value, numbers))
             axis.set_xticks([], minor=True)
+        else:
+            plain_ticks(axis.xaxis)
     else:
         words = [_literal(textwrap.fill(format_value(value), 22, max_lines=3)) for value in values]
         axis.set_xticks(range(len(values)), words if len(values) <= MAX_COLORS else [""] * len(values))
@@ -150,13 +158,15 @@ def _setting_panel(axis: "Axes", plot: PlotData, key: str) -> None:
         for run in group.finished or group.runs:
             if quality in run.metrics:
                 _dot(axis, place[group.settings[key]], run.metrics[quality], color, run, alpha=0.6)
-        if estimate := group.estimate(quality):
+        estimate = group.estimate(quality)
+        if estimate is not None and estimate.se is not None:  # one seed has no error
             axis.errorbar(
-                place[group.settings[key]], estimate.mean, estimate.se or 0,
+                place[group.settings[key]], estimate.mean, estimate.se,
                 color=color, marker="_", markersize=14, markeredgewidth=1.5, capsize=3, linewidth=1.2,
             )  # fmt: skip
     axis.set_xlabel(_literal(key), fontsize=9)
-    axis.set_title(f"{quality}, mean ± standard error", fontsize=10, loc="left")
+    has_errors = any(len(group.finished) > 1 for group in compared.groups)
+    axis.set_title(f"{quality}, mean ± standard error" if has_errors else quality, fontsize=10, loc="left")
 
 
 def _time_panel(axis: "Axes", plot: PlotData) -> None:
@@ -166,6 +176,7 @@ def _time_panel(axis: "Axes", plot: PlotData) -> None:
     for color, run in plot.runs():
         if quality in run.metrics and run.seconds:
             _dot(axis, run.seconds / unit, run.metrics[quality], color, run)
+    plain_ticks(axis.xaxis)
     axis.set_xlabel(f"training time [{name}]; hollow: not finished", fontsize=9)
     axis.set_title(f"{quality} against time", fontsize=10, loc="left")
 
@@ -205,8 +216,10 @@ def _label(group: SeedGroup) -> str:
 
 
 def _literal(words: str) -> str:
-    """Escape words so that matplotlib reads no formula in them."""
-    return words.replace("$", r"\$")
+    """Escape words so that matplotlib reads no formula in them, and replace what it has no picture of."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in words).replace(
+        "$", r"\$"
+    )
 
 
 def _legend_columns(compared: Comparison) -> int:

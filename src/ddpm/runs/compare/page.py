@@ -1,6 +1,7 @@
 """A comparison as one page: HTML without other files, and Markdown."""
 
 import html
+import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping
@@ -11,10 +12,8 @@ from jinja2 import Environment, StrictUndefined
 
 from ddpm.runs.collect import Samples
 from ddpm.runs.compare.comparison import Comparison
-from ddpm.runs.compare.tables import NUMBERS, TextTable, runs_table, settings_table
+from ddpm.runs.compare.tables import TextTable, right_columns, runs_table, settings_table
 from ddpm.runs.status import now
-
-COUNTED = "mean ± standard error over the seeds of finished runs"
 
 
 def html_page(
@@ -36,10 +35,9 @@ def html_page(
         title=title,
         compared=compared,
         states=states(compared),
-        counted=COUNTED,
         settings=settings_table(compared),
         runs=runs_table(compared),
-        numbers=NUMBERS,
+        right_columns=right_columns,
         plots=plots,
         samples=samples,
         time=now(),
@@ -50,17 +48,17 @@ def markdown_page(title: str, compared: Comparison) -> str:
     """Return the tables and the errors as Markdown."""
     parts = [
         f"# {_inline(title)}",
-        f"{_inline(states(compared))} in `{compared.root}`, {now()}",
-        f"## Settings: {COUNTED}",
+        f"{_inline(states(compared))} in {_code(compared.root)}, {now()}",
+        f"## Settings: {compared.counted}",
         _markdown_table(settings_table(compared)),
         "## Runs",
-        f"Checkpoints are in `{compared.root}/RUN/checkpoints/`.",
+        f"Checkpoints are in {_code(compared.root / 'RUN' / 'checkpoints')}.",
         _markdown_table(runs_table(compared)),
     ]
     if errors := {compared.name(run): run.error for run in compared.runs if run.error}:
         parts += ["## Errors", *(f"- {_inline(name)}: {_inline(error)}" for name, error in errors.items())]
     if compared.best_run is not None:
-        parts += [f"Lowest {compared.quality}: `{compared.best_run.checkpoint}`"]
+        parts += [f"Lowest {compared.quality}: {_code(compared.best_run.checkpoint)}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,10 +70,19 @@ def states(compared: Comparison) -> str:
 
 
 def _markdown_table(table: TextTable) -> str:
-    lines = [table.header, ["---:" if name in NUMBERS else "---" for name in table.header], *table.rows]
+    right = right_columns(table)
+    lines = [table.header, ["---:" if i in right else "---" for i in range(len(table.header))], *table.rows]
     return "\n".join(f"| {' | '.join(map(_inline, line))} |" for line in lines)
 
 
 def _inline(words: str) -> str:
     """Escape words for one line of Markdown, also in a table cell."""
-    return " ".join(html.escape(words, quote=False).replace("|", "\\|").split())
+    escaped = re.sub(r"([\\\\`*\[\]|#~]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(words, quote=False))
+    return " ".join(escaped.split())
+
+
+def _code(text: object) -> str:
+    """Return a text as code in a line of Markdown. The fence is longer than any row of backticks in the text."""
+    words = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))
+    return f"{fence} {words} {fence}" if "`" in words else f"{fence}{words}{fence}"

@@ -1,18 +1,16 @@
 """The two tables of a comparison, one row per group and one row per run: as text, and as CSV with all digits."""
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from ddpm.runs.collect import RunRecord, Value
-from ddpm.runs.compare.comparison import METRICS, Comparison, Estimate
-from ddpm.runs.compare.settings import format_value
+from ddpm.runs.compare.comparison import Comparison, Estimate
+from ddpm.runs.compare.varying import format_value
 from ddpm.runs.files import write_csv
-
-NUMBERS = {"#", "seeds", "seed", "step", "time", *METRICS}
-"""columns that are aligned to the right"""
 
 
 class TextTable(NamedTuple):
@@ -20,6 +18,16 @@ class TextTable(NamedTuple):
 
     header: list[str]
     rows: list[list[str]]
+
+
+def right_columns(table: TextTable) -> set[int]:
+    """Return the indices of the columns of numbers, which are aligned to the right."""
+    columns = zip(*table.rows, strict=True)
+    return {
+        i
+        for i, cells in enumerate(columns)
+        if all(re.match(r"-?\d[\d:.–]*(e-?\d+)?( |$)|[–?]$", cell) for cell in cells)
+    }
 
 
 def settings_table(compared: Comparison) -> TextTable:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from ddpm.config import option_name
 from ddpm.runs.collect import Value
 
 Columns = dict[str, list[Value]]
@@ -22,8 +23,8 @@ def varying_settings(configs: Sequence[Mapping[str, Value]]) -> Columns:
       (`diffusion.betas.num_steps` is a copy of `schedule.num_steps`).
     - If one leaf of a node determines other leaves of the node, they share a column with the node's name
       (`model`: `channels=16 blocks=1`).
-    - A `_target_` is shown by its last part, at the start of its column (`schedule`: `cosine`). A leaf that exists only
-      for some targets, and always with the same value, follows from the target and is left out.
+    - A `_target_` is shown by the name that a user types, at the start of its column (`schedule`: `cosine`). A leaf
+      that exists only for some targets, and always with the same value, follows from the target and is left out.
     """
     keys = dict.fromkeys(chain.from_iterable(configs))
     columns = {key: [config.get(key) for config in configs] for key in keys}
@@ -81,7 +82,7 @@ def _in_words(group: Columns) -> list[Value]:
     texts: list[Value] = []
     for i in range(len(next(iter(group.values())))):
         target = group[TARGET][i] if TARGET in group else None
-        words = [str(target).rpartition(".")[2]] if target is not None else []
+        words = [option_name(str(target))] if target is not None else []
         words += [f"{name}={format_value(group[name][i])}" for name in names if group[name][i] is not None]
         texts.append(" ".join(words) or None)
     return texts

@@ -37,7 +37,7 @@ def settings(tmp_path_factory):
         (["objective.prediction=v", "objective.prediction=x0"], {"objective.prediction": ["v", "x0"]}),
         (["optimizer.lr=1e-3", "optimizer.lr=1e-4"], {"optimizer.lr": [1e-3, 1e-4]}),
         (["sampler.steps=5", "sampler.steps=6"], {"sampler.steps": [5, 6]}),
-        (["data=mnist", "data=fashion_mnist"], {"data": ["MNIST", "FashionMNIST"]}),
+        (["data=mnist", "data=fashion_mnist"], {"data": ["mnist", "fashion_mnist"]}),
         (
             ["model=unet_tiny", "model=unet_small", "model=unet_tiny"],
             {
@@ -47,6 +47,10 @@ def settings(tmp_path_factory):
                     "channels=16 multipliers=[1,2,4] blocks=1",
                 ]
             },
+        ),
+        (
+            ["sampler=ddim", "sampler=dpm_solver"],
+            {"sampler": ["ddim steps=50 spacing=uniform", "dpm_solver steps=20 spacing=trailing"]},
         ),
         (["init_from=null", "init_from=a.ckpt"], {"init_from": ["null", "a.ckpt"]}),
     ],
