@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 from ddpm.commands import COMMANDS
+from ddpm.launch.streams import protect_streams
 
 EXAMPLES = """\
 Examples
@@ -23,6 +24,7 @@ COMPLETION = ("-sc", "--shell-completion")  # the completion script of the shell
 
 def main() -> None:
     """Run the command line in `sys.argv`. The exit code is not 0 if anything failed."""
+    protect_streams()
     arguments = sys.argv[1:]
     try:
         if not arguments or arguments in (["-h"], ["--help"]):
@@ -38,9 +40,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddpm: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # as in `ddpm train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout once more
-        sys.exit(1)
 
 
 def usage() -> str:

@@ -128,9 +128,9 @@ FALL = [1.0, (1 + math.cos(math.pi / 6)) / 2, (1 + math.cos(math.pi / 3)) / 2, 0
 )
 def test_the_learning_rate(decay_steps, max_steps, expected, accumulate):
     seen = EachStep()
-    model = small_model(optimizer=partial(SGD, lr=1.0), warmup_steps=3, decay_steps=decay_steps)
+    model = small_model(optimizer=partial(SGD, lr=1e-3), warmup_steps=3, decay_steps=decay_steps)
     fit(model, max_steps, seen, accumulate_grad_batches=accumulate)
-    assert seen.rates == pytest.approx(expected)
+    assert seen.rates == pytest.approx([1e-3 * factor for factor in expected])
 
 
 class White(Shades):

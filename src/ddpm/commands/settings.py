@@ -21,6 +21,9 @@ Node = Annotated[dict[str, Any], AfterValidator(_has_target)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
+Batches = Count | Annotated[float, Field(gt=0, le=1)]
+"""a number of batches, or a share of them"""
+BatchesOrNone = CountOrZero | Annotated[float, Field(ge=0, le=1)]
 Variance = Literal["small", "large", "optimal"]
 Precision = Literal[
     "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "16", "bf16", "64", 32, 16, 64
@@ -57,6 +60,12 @@ class Trainer(Devices, extra="allow"):
     log_every_n_steps: Count
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     num_sanity_val_steps: Annotated[int, Field(ge=-1)]
+    limit_train_batches: Batches | None = None
+    overfit_batches: BatchesOrNone = 0
+    limit_val_batches: BatchesOrNone | None
+    val_check_interval: Batches | str | dict[str, float] | None
+    check_val_every_n_epoch: Count | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
 
 
 class Optimizer(Settings):

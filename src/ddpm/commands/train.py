@@ -42,14 +42,13 @@ from ddpm.training.module import DDPM
 from ddpm.training.overview import changed_settings, expected_memory, flops_per_image
 from ddpm.training.trainer import (
     build_trainer,
-    check_trainer,
     connect,
     expect_warnings,
     fit,
     speed_up,
-    steps_to_make,
     why_stopped,
 )
+from ddpm.training.trainer_options import check_callbacks, check_decay, check_trainer, limit_epochs, steps_to_make
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -129,13 +128,16 @@ def prepare(cfg: DictConfig) -> Job:
     data: ImageData = build(cfg.data, ImageData)
     data.prepare_data()
     data.setup("fit")
-    steps_to_make(cfg.trainer, data)
+    limit_epochs(cfg.trainer, data)
+    check_decay(cfg, steps_to_make(cfg.trainer, data))
 
-    callbacks = [build(callback, L.Callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
-    for callback in callbacks:
+    nodes = {name: node for name, node in (cfg.callbacks or {}).items() if node is not None}
+    callbacks = {name: build(node, L.Callback) for name, node in nodes.items()}
+    check_callbacks(nodes, callbacks)
+    for callback in callbacks.values():
         if isinstance(callback, SamplePictures):
             model.check_sampler(callback.sampler)
-    trainer = None if runs_elsewhere() else build_trainer(cfg, callbacks, data)
+    trainer = None if runs_elsewhere() else build_trainer(cfg, list(callbacks.values()), data)
     if not cfg.restart:
         check_same_config(directory, config, cfg.not_identity)
     return Job(directory, config, model, data, trainer)

@@ -34,6 +34,8 @@ class TrainBatches(Sampler[Tensor]):
 
     Args:
         position: returns (epoch, number of its finished batches); called when an iteration starts.
+        epoch_batches: the batches of an epoch, all if None.
+        repeat: give each epoch the batches of the first.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class TrainBatches(Sampler[Tensor]):
         position: Callable[[], tuple[int, int]],
         rank: int = 0,
         world_size: int = 1,
+        epoch_batches: int | None = None,
+        repeat: bool = False,
     ):
         assert batch_size % world_size == 0
         self.num_images = num_images
@@ -52,6 +56,8 @@ class TrainBatches(Sampler[Tensor]):
         self.position = position
         self.rank = rank
         self.world_size = world_size
+        self.epoch_batches = epoch_batches
+        self.repeat = repeat
 
     def __iter__(self) -> Iterator[Tensor]:
         # Not in the generator: the position must be read now, not when the first batch is fetched.
@@ -60,9 +66,10 @@ class TrainBatches(Sampler[Tensor]):
     def _batches_from(self, epoch: int, done: int) -> Iterator[Tensor]:
         num_batches = self.num_images // self.batch_size
         while True:
-            order = torch.randperm(self.num_images, generator=generator(Stream.DATA_ORDER, self.seed, epoch))
+            draws = generator(Stream.DATA_ORDER, self.seed, 0 if self.repeat else epoch)
+            order = torch.randperm(self.num_images, generator=draws)
             batches = order[: num_batches * self.batch_size].view(num_batches, self.world_size, -1)
-            yield from batches[done:, self.rank]
+            yield from batches[done : self.epoch_batches, self.rank]
             epoch, done = epoch + 1, 0
 
 

@@ -61,6 +61,8 @@ class ImageData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.on_device = on_device
         self._splits: dict[str, Split] = {}
+        self._epoch_batches: int | None = None
+        self._repeat = False
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
@@ -103,7 +105,9 @@ class ImageData(LightningDataModule, ABC):
         rank, world_size = self._process()
         return self._loader(
             "train",
-            TrainBatches(num_images, self.batch_size, self.seed, self._position, rank, world_size),
+            TrainBatches(
+                num_images, self.batch_size, self.seed, self._position, rank, world_size, self.num_batches, self._repeat
+            ),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -149,10 +153,14 @@ class ImageData(LightningDataModule, ABC):
             )
         return self.trainer.global_rank, world_size
 
+    def limit_epochs(self, batches: int, repeat: bool = False) -> None:
+        """Let a training epoch have only this many batches: with `repeat` the same in each epoch, else others."""
+        self._epoch_batches, self._repeat = batches, repeat
+
     @property
     def num_batches(self) -> int:
         """The number of batches in a training epoch, each of `batch_size` images."""
-        return len(self.split("train").images) // self.batch_size
+        return self._epoch_batches or len(self.split("train").images) // self.batch_size
 
     def _position(self) -> tuple[int, int]:
         """Returns (epoch, number of its finished batches) of the training."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddpm.diffusion.parameterization import Images
 from ddpm.diffusion.process import GaussianDiffusion, Network, RandnLike, check_choice
 from ddpm.diffusion.spacing import SPACINGS, Spacing, spaced_timesteps
+from ddpm.errors import UserError
 
 ALL_STEPS = slice(None)
 
@@ -90,18 +91,26 @@ class Sampler(ABC):
         Args:
             part: take only these steps, a slice of `timesteps(diffusion)`. `x_T` then has the noise level of the
                 slice's last timestep; the result has that of the timestep before its first (x_0 if there is none).
+
+        Raises:
+            UserError: after the last step, if an output of the network was not finite.
         """
         timesteps = self.timesteps(diffusion)
         alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]])
         log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2
         walk = Walk(diffusion.subsequence(timesteps), alpha_bars, log_snr, randn_like)
         x_t, x0s = x_T, list[Images]()
+        finite = torch.tensor(True, device=x_T.device)
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
             now = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
-            x0, eps = diffusion.predict_x0_and_epsilon(network(x_t, now), x_t, now)
+            output = network(x_t, now)
+            finite &= output.isfinite().all()
+            x0, eps = diffusion.predict_x0_and_epsilon(output, x_t, now)
             x0s = [x0, *x0s][: self.history]
             x_t = self.step(walk, i, x_t, x0s, eps)
             yield SamplerStep(t, x_t, x0)
+        if not finite:  # checked once, since the check waits for the device
+            raise UserError("the network's output is not finite: there are no samples. Use other weights or precision.")
 
     def __call__(
         self,

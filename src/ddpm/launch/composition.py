@@ -17,6 +17,7 @@ from ddpm.config import conf_dir
 from ddpm.errors import UserError, install_hint
 from ddpm.launch.jobs import run_job
 from ddpm.launch.overrides import check_choices, parse_overrides
+from ddpm.runs.files import os_errors_in_one_line
 
 # By default Ray drops lines that several jobs print, and kills jobs that could be asked to save and to stop.
 RAY = {
@@ -43,7 +44,8 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
         nonlocal mistake, job_failed
         sys.argv[:] = typed  # Lightning starts the other processes of the job with them
         try:
-            run_job(command, config)
+            with os_errors_in_one_line():
+                run_job(command, config)
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher must hear that the job failed
@@ -61,7 +63,8 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     sys.argv[1:] = arguments  # Hydra reads them there
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing them
     try:
-        job()
+        with os_errors_in_one_line():  # of a sweep, which is no job itself
+            job()
     except CompactHydraException as error:
         if job_failed or debugging():  # raised inside a job: the author of that code needs the traceback
             raise

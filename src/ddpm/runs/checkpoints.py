@@ -2,22 +2,21 @@
 
 import contextlib
 import pickle
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
+from ddpm.runs.archives import check_records
 from ddpm.runs.nearby import runs_nearby, suggest
 
 FORMAT = 1
 """of the checkpoints that this version writes and reads"""
 NAMES = ("best", "last")  # in the order of preference
-FOLDER = 0x10  # in a zip record's external attributes
 
 
 def find_checkpoint(spec: str) -> Path:
-    """The file that `ckpt=spec` means: a checkpoint, a run (its best, else its last), RUN/best or RUN/last.
+    """Return the file that `ckpt=spec` means: a checkpoint, a run (its best, else its last), RUN/best or RUN/last.
 
     Raises UserError, naming up to five runs nearby, where there is none.
     """
@@ -44,7 +43,7 @@ def find_checkpoint(spec: str) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ddpm as plain data, tensors on the CPU.
+    """Return a checkpoint of ddpm as plain data, tensors on the CPU.
 
     Raises:
         UserError: the file is damaged, foreign, of an older layout, or holds more than tensors and plain data, which
@@ -52,25 +51,41 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch
 
-    check_archive(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with _explain(path):
+            check_records(path)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds Python objects beside tensors and plain data. It was not written by ddpm, and "
             "is not loaded because it could run code"
         ) from error
-    except Exception as error:
-        raise UserError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "format" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of ddpm, or an old version wrote it: it carries no format")
-    if checkpoint["format"] != FORMAT:
+    if type(checkpoint["format"]) is not int or checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has format {checkpoint['format']}, and this version of ddpm reads format {FORMAT}")
+    if not _is_state(checkpoint["state_dict"], path.stat().st_size) or not _is_step(checkpoint.get("global_step", 0)):
+        raise UserError(f"{path} is damaged: its state_dict holds no weights, or its global_step is no step")
     return checkpoint
 
 
+def _is_state(state: Any, size: int) -> bool:
+    """Return whether `state` maps names to tensors that fit into a file of `size` bytes. Two names may share one."""
+    from torch import Tensor
+
+    return (
+        isinstance(state, dict)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+        and sum(value.numel() * value.element_size() for value in state.values()) <= 2 * size
+    )
+
+
+def _is_step(step: Any) -> bool:
+    return type(step) is int and 0 <= step < 2**63
+
+
 def config_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The resolved config that a checkpoint carries.
+    """Return the resolved config that a checkpoint carries.
 
     Raises:
         UserError: it carries none, as when the model was made in Python without one.
@@ -86,35 +101,27 @@ def config_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Raise UserError unless the file is a complete zip archive that torch can open and whose checksums are right.
+    """Raise UserError unless the file is a complete archive of torch.save and its checksums are right.
 
-    The checksums cover the records. For the archive's directory two more checks are needed: torch must read it
-    (zipfile tolerates sizes and counts that torch refuses), and no record may be marked as a folder (torch would
-    then leave the record's memory uninitialised).
+    It is read in seconds, and takes less memory than the file has bytes.
     """
-    import torch
+    # Objects that torch does not load are foreign, not damage.
+    with contextlib.suppress(pickle.UnpicklingError), _explain(path):
+        check_records(path)
 
+
+@contextlib.contextmanager
+def _explain(path: Path) -> Iterator[None]:
+    """Turn the exceptions of readers of damaged files into a UserError. UnpicklingError passes."""
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-        if not is_zip:
-            raise UserError(f"{path} is not a checkpoint: not a file that torch.save writes")
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            folders = [record.filename for record in archive.infolist() if record.external_attr & FOLDER]
-        if broken or folders:
-            raise UserError(
-                f"{path} is damaged: the checksum or the type of its record {broken or folders[0]} is wrong"
-            )
-        with contextlib.suppress(pickle.UnpicklingError):  # objects that torch does not load are foreign, not damage
-            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except UserError:
+        yield
+    except (UserError, pickle.UnpicklingError):
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # a damaged directory makes zipfile and torch raise many types
+    except Exception as error:  # zipfile, pickle and torch raise many types
         raise UserError(f"{path} is damaged, it may be incomplete: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,6 +1,7 @@
 """Replace files in one step: readers, and a kill at any moment, find the old file or the new one, complete."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
+
+# What a machine refuses, whatever the program does. Other errors, such as ENOENT, may be a mistake in the code.
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ENOTSUP,
+}  # fmt: skip
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+
+
+@contextmanager
+def os_errors_in_one_line() -> Iterator[None]:
+    """Raise a UserError that names the file and the reason where the operating system refuses a file operation.
+
+    A full disk, a read-only file system, the directory of another user, too many open files.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else "a file cannot be written: "
+        raise UserError(f"{where}{error.strerror} (DDPM_DEBUG=1 shows where)") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,7 +81,7 @@ def replacing(path: Path, data: bytes | memoryview) -> Iterator[None]:
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         yield
         os.replace(beside, path)
         _sync_folder(path.parent)
@@ -68,8 +91,20 @@ def replacing(path: Path, data: bytes | memoryview) -> Iterator[None]:
 
 def _sync_folder(folder: Path) -> None:
     """Write a folder's entries to the disk. Without this, a rename may be lost when the power fails."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder that may be written and not read
+        return
+    try:
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Write a file to the disk. Some network file systems cannot be asked to, most of them only for folders."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise

@@ -1,5 +1,7 @@
 """A run's directory, opened by the one process that trains in it."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +41,7 @@ class Run:
         """Make the directory if needed and hold its lock. The lock ends with the process, also after a crash.
 
         Raises:
-            UserError: another process holds the lock, or the directory is not writable.
+            UserError: another process holds the lock, the directory is not writable, or its file system has no locks.
         """
         make_folder(directory)
         lock = FileLock(directory / ".lock", timeout=0)
@@ -50,7 +52,10 @@ class Run:
             who = f"process {status.pid} on {status.host}" if status else "another process"
             raise UserError(f"{who} is training in {directory}: wait for it, or stop it.") from None
         except OSError as error:
-            raise UserError(f"cannot write in {directory}: {error.strerror}.") from error
+            raise UserError(
+                f"cannot write in {directory}, or lock a file there: {error.strerror}. "
+                "paths.outputs=DIR names another place for runs."
+            ) from error
         try:
             for orphan in (*directory.glob(".*.tmp"), *directory.glob("checkpoints/.*.tmp")):
                 orphan.unlink()  # left by a process that was killed during a write
@@ -154,11 +159,11 @@ def _remove_if_unused(directory: Path) -> None:
 
 def is_locked(directory: Path) -> bool:
     """Return whether a process trains in the directory."""
-    lock = directory / ".lock"
-    if not lock.exists():
-        return False
     try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
+        with (directory / ".lock").open("rb") as file:  # only read: the run may be another user's
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError as error:
+        return error.errno == errno.ENOSYS  # without flock, a FileLock is held as long as its file exists
+    return False

@@ -68,12 +68,18 @@ def load_weights(model: DDPM, path: Path, checkpoint: Mapping[str, Any] | None =
         checkpoint: what the file holds, if it has been read.
 
     Raises:
-        UserError: the file is missing, damaged, no checkpoint of ddpm, or holds another network.
+        UserError: the file is missing, damaged, no checkpoint of ddpm, or holds another network or weights that are
+            not finite.
     """
+    state = (checkpoint or load_checkpoint(path))["state_dict"]
     try:
-        model.load_state_dict((checkpoint or load_checkpoint(path))["state_dict"])
+        model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"the weights in {path} are of another network: {error}") from error
+    try:
+        model.check_finite(state)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 Build = Callable[..., Any]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from hydra.utils import get_object
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch.utils.tensorboard.summary import hparams
 
@@ -22,6 +23,7 @@ from ddpm.config import build
 from ddpm.errors import UserError
 from ddpm.runs import Run, write_json
 from ddpm.runs.files import read_json
+from ddpm.training.lightning_internals import with_prefix
 
 EXTRAS: dict[type[Logger], str] = {MLFlowLogger: "mlflow", WandbLogger: "wandb"}
 """loggers that need a package, which has the name of our extra"""
@@ -29,6 +31,17 @@ ID_ARGUMENTS = ("run_id", "id", "experiment_key")
 """constructor arguments by which Lightning's loggers continue a run of theirs (MLflow, Weights & Biases, Comet)"""
 FINAL_METRICS = ("val/bpd", "val/loss")
 """curves whose last values TensorBoard's HPARAMS page shows"""
+
+
+class StepWandbLogger(WandbLogger):
+    """Weights & Biases, whose own step here is the optimizer step.
+
+    Lightning's logger counts the calls from 0 in each process, so the parts of a resumed run would overlap.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.experiment.log({**with_prefix(self, metrics), "trainer/global_step": step}, step=step)
 
 
 def logger_nodes(config: Mapping[str, Any] | None) -> dict[str, Any]:

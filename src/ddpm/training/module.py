@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from ddpm.data.batches import batches_done
 from ddpm.devices import shard
@@ -78,8 +78,12 @@ class DDPM(L.LightningModule):
         self.learning_rate_factor = warmup_and_decay(warmup_steps, decay_steps)
         self.seed = seed
         self.ema = moving_average(network, ema_decay)
+        self.gradient_norm = torch.zeros(())
+        self.newest: dict[str, float] = {}  # of what `log_now` has logged
         names = ("loss", "bpd", "loss_q1", "loss_q2", "loss_q3", "loss_q4")
-        self.validation_metrics = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
+        # Other strategies leave NaN out.
+        means: dict[str, Metric | MetricCollection] = {name: MeanMetric(nan_strategy="disable") for name in names}
+        self.validation_metrics = MetricCollection(means, compute_groups=False)
         self._check_network()
 
     def _check_network(self) -> None:
@@ -94,6 +98,18 @@ class DDPM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT
+        checkpoint["newest"] = self.newest
+        self.check_finite(checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.newest = checkpoint.get("newest", {})
+        self.check_finite(checkpoint["state_dict"])
+
+    def check_finite(self, state: Mapping[str, Tensor]) -> None:
+        """Raise a UserError if a weight in the state of this module is NaN or infinite. Buffers may be infinite."""
+        for name, _ in self.named_parameters():
+            if name in state and not state[name].isfinite().all():
+                raise UserError(f"the weight {name} is not finite: it holds NaN or infinity.")
 
     def condition(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """What the network takes besides x_t and t for the images of a batch. Override it for a conditional network."""
@@ -115,12 +131,14 @@ class DDPM(L.LightningModule):
 
         losses = self.objective(self.network, self.diffusion, x0, t, eps, **self.condition(batch))
         loss = losses.mean()
+        self.batch_loss = loss.detach()
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if self.logs_this_step:
             t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # of the global batch
             self.log_now({"train/loss": losses.mean()})
             self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
-        return loss
+        # A loss that is not finite makes the gradient NaN, in all processes. `optimizer_step` finds it there.
+        return loss * (1 + 0 * self.batch_loss)
 
     @property
     def logs_this_step(self) -> bool:
@@ -131,8 +149,9 @@ class DDPM(L.LightningModule):
 
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
         """Log numbers of the training at once. Lightning's `log` would log them after the step's checkpoint."""
+        numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
+        self.newest |= numbers
         for logger in self.trainer.loggers:
-            numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
             logger.log_metrics(numbers, logged_step(self.trainer))
 
     def _by_quarter(self, t: Tensor, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -151,15 +170,35 @@ class DDPM(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise UserError("gradients are clipped by their norm: leave trainer.gradient_clip_algorithm out.")
-        norm = nn.utils.clip_grad_norm_(self.trained_parameters(), gradient_clip_val or math.inf)
+        weights = self.trained_parameters()
+        limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
+        by_value = gradient_clip_algorithm == "value"
+        self.gradient_norm = nn.utils.clip_grad_norm_(weights, math.inf if by_value else limit)  # before clipping
+        if by_value:
+            nn.utils.clip_grad_value_(weights, limit)
         if self.logs_this_step:
-            self.log_now({"train/grad_norm": norm})
+            self.log_now({"train/grad_norm": self.gradient_norm})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step, check it, and update the average.
+
+        Raises:
+            UserError: the loss or its gradient is not finite. No checkpoint of the new weights is written.
+        """
         super().optimizer_step(*args, **kwargs)
+        # Here, where updating the average waits for the device anyway.
+        if not self.gradient_norm.isfinite() and not self._scaler_skipped_step():
+            raise UserError(
+                f"the loss or its gradient is not finite after step {self.global_step - 1} (gradient norm "
+                f"{float(self.gradient_norm)}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
+                "trainer.precision. The last checkpoint has finite weights."
+            )
         self.ema.update_parameters(self.network)
+
+    def _scaler_skipped_step(self) -> bool:
+        """Whether the gradient overflowed float16, so that the step was left out, and a smaller scale may help."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and scaler.get_scale() >= 1 and bool(self.batch_loss.isfinite())
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # trainer.strategy=fsdp
@@ -208,6 +247,17 @@ class DDPM(L.LightningModule):
         self.validation_metrics["bpd"].update(bound.total(self.diffusion.num_steps))
 
     def on_validation_epoch_end(self) -> None:
+        """Log the means over all images.
+
+        Raises:
+            UserError: the loss or the bound is not finite.
+        """
+        for name in ("loss", "bpd"):
+            if not (value := self.validation_metrics[name].compute()).isfinite():
+                raise UserError(
+                    f"val/{name} is {value.item()}: the network's output is not finite at some timesteps. "
+                    "Lower optimizer.lr, or continue from an earlier checkpoint with init_from."
+                )
         for name, metric in self.validation_metrics.items():
             self.log(f"val/{name}", metric, prog_bar=name in ("loss", "bpd"))
 

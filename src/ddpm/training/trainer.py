@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -21,47 +22,9 @@ from ddpm.runs import Run, slurm
 from ddpm.runs.status import State
 from ddpm.training.callbacks import LastCheckpoint, RunStatus
 from ddpm.training.checkpoint_io import RunCheckpointIO
-from ddpm.training.hardware import lightning_arguments, number_of_processes, quieten_lightning
+from ddpm.training.hardware import lightning_arguments, quieten_lightning
 from ddpm.training.module import DDPM
-
-
-def check_trainer(cfg: DictConfig) -> None:
-    """Check the settings that Lightning would refuse only after the training has started.
-
-    Raises:
-        UserError: an impossible count, a device that does not exist, or a batch that the processes cannot share.
-    """
-    counts = {"max_steps": -1, "max_epochs": -1, "accumulate_grad_batches": 1, "val_check_interval": 1, "num_nodes": 1}
-    for name, least in counts.items():
-        value = cfg.trainer[name]
-        if value is not None and not (isinstance(value, int) and value >= least):
-            raise UserError(f"trainer.{name}={value} must be a whole number, at least {least}.")
-    processes = number_of_processes(cfg.trainer)
-    if cfg.data.batch_size % processes:
-        raise UserError(f"data.batch_size={cfg.data.batch_size} must be divisible by the {processes} processes.")
-    if cfg.optimizer.algorithm.get("fused") and cfg.trainer.precision == "16-mixed":
-        raise UserError(
-            "optimizer.algorithm.fused=true cannot be used with trainer.precision=16-mixed: it would unscale the "
-            "gradients after they are clipped. Use fused=null or precision=bf16-mixed."
-        )
-
-
-def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
-    """Return the number of optimizer steps: `max_steps`, or those of `max_epochs` epochs of the data if fewer.
-
-    Raises:
-        UserError: neither is set, or one is below 1.
-    """
-    limits = []
-    if trainer.max_steps != -1:
-        limits.append(trainer.max_steps)
-    if trainer.max_epochs not in (-1, None):
-        limits.append(trainer.max_epochs * data.num_batches // trainer.accumulate_grad_batches)
-    if not limits:
-        raise UserError("set trainer.max_steps or trainer.max_epochs: without one the training has no end.")
-    if min(limits) < 1:
-        raise UserError("trainer.max_steps and trainer.max_epochs must be at least 1, or -1 for no limit.")
-    return int(min(limits))
+from ddpm.training.trainer_options import in_batches
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageData) -> L.Trainer:
@@ -79,8 +42,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
             # Lightning does not check this here; each process would then train alone.
             plugins[-1].validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
-            max_steps=steps_to_make(cfg.trainer, data),
-            max_epochs=-1,
+            **in_batches(cfg.trainer, data),
             **lightning_arguments(cfg.trainer),
             callbacks=[*callbacks, *ours],
             logger=False,
@@ -123,6 +85,7 @@ EXPECTED_WARNINGS = (
     "Experiment logs directory .* exists and is not empty",  # the same, by CSVLogger
     ".*LeafSpec",  # a FutureWarning that Lightning's own code causes, like the next
     "torch.distributed.nn.functional.all_gather is deprecated",
+    r"Detected call of `lr_scheduler.step\(\)` before",  # 16-mixed leaves out the first steps until it has a scale
     "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slightly slower
 )
 """patterns of messages; Lightning and torch give these warnings no category of their own"""
@@ -149,6 +112,8 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
             problem = out_of_memory(trainer, model, data)
         elif trainer.world_size > 1 and is_lost_process(error):
             problem = "another process of this run has ended; its message is above. The same command continues."
+        elif "returned nan values in its" in str(error):
+            problem = f"{error} trainer.detect_anomaly=true found this. The forward call is above."
         else:
             raise
     else:
@@ -173,14 +138,18 @@ def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
 def why_stopped(trainer: L.Trainer) -> tuple[State, str] | None:
     """Return how a callback ended the training before its last step, and why. None if it made all its steps.
 
-    The reason is the callback's attribute `reason`, as a search's pruning has it: the run is "pruned". Or it is the
-    message of Lightning's EarlyStopping: the run is "stopped", for good.
+    The reason of a search's pruning is its callback's attribute `reason`: the run is "pruned". A time limit can be
+    raised: the run is "finished", and continues with a later limit. Any other callback, as EarlyStopping, stops the
+    run for good: it is "stopped".
     """
     if trainer.global_step >= trainer.max_steps:
         return None
-    ends: dict[str, State] = {"reason": "pruned", "stopping_reason_message": "stopped"}
-    for name, state in ends.items():
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if reason := getattr(callback, name, None):
-                return state, str(reason)
-    return "interrupted", f"ended at step {trainer.global_step} of {trainer.max_steps}"
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if reason := getattr(callback, "reason", None):
+            return "pruned", str(reason)
+    left = [seconds for c in callbacks if isinstance(c, Timer) and (seconds := c.time_remaining()) is not None]
+    if left and min(left) <= 0:
+        return "finished", f"the time in trainer.max_time is used up at step {trainer.global_step}"
+    messages = [str(message) for c in callbacks if (message := getattr(c, "stopping_reason_message", None))]
+    return "stopped", " ".join(messages) or f"a callback ended the run at step {trainer.global_step}"

@@ -19,16 +19,16 @@ from ddpm.runs.run import LAST, Run
 from ddpm.runs.status import INTERRUPTED
 
 # If several arrive, the last in this order counts: its handler can do most for the run.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LastCheckpoint(Checkpoint):
     """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and after a signal.
 
-    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 end the run: the step is finished, the checkpoint is written, and the
-    process exits with 75. A second Ctrl-C stops at once. A handler that was set before for SIGUSR1 or SIGUSR2 is
-    called before the exit: submitit's puts the job back into Slurm's queue. SIGTERM as Slurm's warning before a
-    preemption counts as SIGUSR2.
+    SIGHUP (the terminal closes), SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 end the run: the step is finished, the
+    checkpoint is written, and the process exits with 75. Under nohup, SIGHUP is ignored. A second Ctrl-C stops at once.
+    A handler that was set before for SIGUSR1 or SIGUSR2 is called before the exit: submitit's puts the job back into
+    Slurm's queue. SIGTERM as Slurm's warning before a preemption counts as SIGUSR2.
 
     If a validation is due after a step, the checkpoint is written after the validation. A run that continues from it
     then has not skipped the validation. So this callback must come after those that act on validation (Lightning puts
@@ -50,12 +50,15 @@ class LastCheckpoint(Checkpoint):
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.signal: signal.Signals | None = None
+        self.stop_is_pending = False
         self.handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.ask_to_stop) for number in SIGNALS}
+            under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            numbers = [number for number in SIGNALS if not (number == signal.SIGHUP and under_nohup)]
+            self.handlers = {number: signal.signal(number, self.ask_to_stop) for number in numbers}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self.handlers.items():
@@ -67,15 +70,27 @@ class LastCheckpoint(Checkpoint):
         self.signal = max(self.signal or SIGNALS[0], signal.Signals(number), key=SIGNALS.index)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        batches = batches_done(trainer)
-        in_step = batches % trainer.accumulate_grad_batches != 0
-        validates = trainer.enable_validation and batches % (trainer.val_check_batch or 1) == 0
-        if not in_step and not validates:
-            self.save_if_due(trainer)
+        if not self.is_in_step(trainer):
+            # Lightning also validates where a callback has stopped the training.
+            due = trainer.should_stop or batches_done(trainer) % (trainer.val_check_batch or 1) == 0
+            if not (trainer.enable_validation and due):
+                self.save_if_due(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and not self.is_in_step(trainer):
             self.save_if_due(trainer)
+
+    def is_in_step(self, trainer: L.Trainer) -> bool:
+        """Return whether a step of several batches has begun, whose gradients a checkpoint would lose.
+
+        If a callback has stopped the training, the stop waits for the end of the step.
+        """
+        if batches_done(trainer) % trainer.accumulate_grad_batches:
+            self.stop_is_pending |= trainer.should_stop
+            trainer.should_stop = False
+            return True
+        trainer.should_stop |= self.stop_is_pending
+        return False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.saved_step != trainer.global_step:
@@ -87,9 +102,10 @@ class LastCheckpoint(Checkpoint):
         steps = trainer.global_step - self.saved_step
         minutes = (time.monotonic() - self.saved_time) / 60
         late = trainer.strategy.reduce_boolean_decision(steps > 0 and minutes >= self.every_minutes, all=False)
-        if stop or late or steps >= self.every_steps or trainer.global_step == trainer.max_steps:
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if ends or stop or late or steps >= self.every_steps:
             self.save(trainer)
-        if stop and trainer.global_step != trainer.max_steps:  # the last step ends the run anyway
+        if stop and not ends:
             self.stop(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
@@ -115,7 +131,7 @@ class LastCheckpoint(Checkpoint):
         handler = self.handlers.get(number)
         if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(
             handler
-        ):  # those of SIGTERM and SIGINT are Lightning's and Python's
+        ):  # those of SIGTERM, SIGINT and SIGHUP are Lightning's and Python's
             try:
                 handler(number, None)
             except Exception as error:

@@ -65,7 +65,8 @@ class RunStatus(L.Callback):
 
     def write_metrics(self, trainer: L.Trainer) -> None:
         if self.run is not None:
-            self.run.write_metrics(trainer.global_step, trainer.callback_metrics)
+            newest = {**getattr(trainer.lightning_module, "newest", {}), **trainer.callback_metrics}
+            self.run.write_metrics(trainer.global_step, newest)
 
     def write(self, trainer: L.Trainer, state: State) -> None:
         if self.run is None:
