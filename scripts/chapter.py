@@ -274,7 +274,7 @@ show("6-loss")
 #
 # From noise, with $x_{t-1} = \mu_\theta(x_t,t) + \sqrt{\tilde\beta_t}\,z$, and no noise in the last step (algorithm 2
 # of Ho et al. 2020). `clip_x0` keeps the predicted image within -1 ... 1. The second row shows what the network takes
-# $x_t$ for: the average of all digits at first, then one digit.
+# $x_t$ for: first its own amplified error, then a blur of many digits, then one digit.
 
 # %%
 generator = GaussianDiffusion(diffusion.betas, prediction="epsilon", variance="small", clip_x0=True)
