@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-FRAMES = 24
+FRAMES = 20
 WIDTH = 656  # pixels: five pictures of 112, so that a pixel of a digit is 4 x 4 pixels
 STYLE = """
 body { padding: .5rem 1rem; }
@@ -23,6 +23,7 @@ h1, p, #images, .words { display: none !important; }
 .plots { grid-template-columns: repeat(4, 1fr); }
 .plots .plot:nth-child(4) { display: none; }
 svg { height: 4.5rem; }
+:focus-visible { outline: 0 !important; }
 figure > canvas { border: 0; border-radius: 0; }
 """
 
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     frames = record(arguments.page)
-    palette = frames[len(frames) // 2].quantize(48)  # few colours: the noise of more would not compress
+    palette = frames[len(frames) // 2].quantize(96)  # few colours: the noise of more would not compress
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB") for frame in frames]
     durations = [150] * (FRAMES - 1) + [2500]
     options = {"lossless": True, "quality": 100, "method": 3} if arguments.picture.suffix == ".webp" else {}

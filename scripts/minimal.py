@@ -44,13 +44,7 @@ def train(path: str, max_steps: int = 1000) -> None:
         warmup_steps=100,
         ema_decay=0.99,
     )
-    trainer = Trainer(
-        max_steps=max_steps,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        logger=False,
-    )
+    trainer = Trainer(max_steps=max_steps, devices=1, limit_val_batches=0, enable_checkpointing=False, logger=False)
     trainer.fit(model, data)
     image_grid(model.eval().sample(16, steps=25, seed=0)).save("samples.png")
 

@@ -24,9 +24,9 @@ NUM_IMAGES = 6
 MAX_BYTES = 3_000_000
 MAX_VALUES = 13_000_000
 """pixels of all recorded pictures; bounds the memory"""
-NOISE_UNIT = 1 / 16
+NOISE_UNIT = 1 / 8
 """the noise is rounded to multiples of this, in standard deviations"""
-PIXEL_UNIT = 1 / 64
+PIXEL_UNIT = 1 / 32
 """predicted images are rounded to multiples of this; their pixels lie in [-1, 1]"""
 
 
