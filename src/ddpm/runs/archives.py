@@ -44,6 +44,8 @@ def check_records(path: Path) -> None:
         pickle.UnpicklingError: the pickle names other objects than tensors and plain data.
         Exception: the file is damaged. Readers of zip archives and pickles raise many types.
     """
+    if path.exists() and not path.is_file():  # reading a pipe may never end
+        raise ValueError("it is not a file")
     with _Reader(path) as file:
         if file.read(4) != b"PK\x03\x04":
             raise ValueError("it is not a checkpoint: not a file that torch.save writes")
