@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from small import IMAGE_SHAPE, small_unet, trained_a_little
 
 from ddpm.__main__ import COMMANDS
-from ddpm.config import build, conf_dir, trusted_targets
+from ddpm.config import build, conf_dir, leaves, trusted_targets
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.diffusion.samplers import SPACINGS
 from ddpm.errors import UserError
@@ -136,8 +136,11 @@ def test_every_value_of_a_named_sweep_composes(name):
 
 
 def test_every_target_exists():
-    targets = trusted_targets([CONF])
-    assert len(targets) > 20
+    documents = [OmegaConf.load(path) for path in CONF.rglob("*.yaml")]
+    found = [leaves(OmegaConf.to_container(document), into_lists=True) for document in documents]
+    targets = {value for values in found for key, value in values if key.rpartition(".")[2] == "_target_"}
+    assert targets > trusted_targets([CONF])
+    assert len(targets) > 40
     assert [target for target in targets if not callable(get_object(target))] == []
 
 

@@ -27,7 +27,6 @@ FLOORS = {
     "ddpm.models": 1,
     "ddpm.devices": 1,
     "ddpm.config": 1,
-    "ddpm.config_check": 1,
     "ddpm.errors": 1,
     "ddpm.secrets": 1,
 }

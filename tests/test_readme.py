@@ -13,7 +13,7 @@ FILES = {
     name: text
     for page in PAGES
     for text in re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    for name in re.findall(r"\A# ((?:mine|conf)/\S+)\n", text)
+    for name in re.findall(r"\A(?:# @package _global_\n)?# ((?:mine|conf)/\S+)\n", text)
 }
 """the examples that name their file"""
 
@@ -30,6 +30,7 @@ def test_the_examples_of_own_parts_train_together(ddpm_here, tmp_path: Path) -> 
     done = ddpm_here(*shlex.split(command), "experiment=watched", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     (checkpoint,) = tmp_path.glob("outputs/train/watched/*/checkpoints/last.ckpt")
+    assert "mine/largest_weight" in (checkpoint.parents[1] / "metrics.json").read_text()
 
     done = ddpm_here(
         "sample", f"ckpt={checkpoint}", "sampler.steps=5", "num_samples=2", "--config-dir", "conf",

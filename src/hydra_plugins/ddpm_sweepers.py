@@ -71,11 +71,16 @@ class OptunaSweeper(SweeperWithParams):
     ):
         self.params = dict(params or {})  # the rest is read from the config
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def setup(self, **context: Any) -> None:
         from ddpm.errors import UserError, install_hint
 
         try:
-            from ddpm.launch.search.trials import run_search
+            import optuna  # noqa: F401
         except ModuleNotFoundError as error:
             raise UserError(f"{error}: a search needs Optuna, {install_hint('optuna')}") from error
+        super().setup(**context)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from ddpm.launch.search.trials import run_search
+
         return run_search(self.config, self.parse(arguments), self.hydra_context.config_loader, self.launcher)

@@ -34,7 +34,7 @@ def test_samples_of_a_checkpoint_are_compared_with_real_digits(ddpm_here, tiny_r
     assert metrics["quality/fd_test_ratio"] == pytest.approx(
         metrics["quality/fd_test"] / metrics["quality/fd_test_real"]
     )
-    assert metrics.items() >= {"sampler": "SDEDPMSolverPP", "network_evaluations": 3, "samples_judged": 100}.items()
+    assert metrics.items() >= {"sampler": "sde_dpm_solver", "network_evaluations": 3, "samples_judged": 100}.items()
     for name in ("samples", "closest", "classes"):
         with Image.open(metrics_file.with_name(f"{name}.png")) as picture:
             assert picture.convert("L").getextrema()[1] > 0
@@ -88,7 +88,7 @@ def test_a_sweep_ends_with_one_table_and_one_picture_of_all_samplers(ddpm_here, 
     with (folder / "quality_cost.csv").open(newline="") as file:
         rows = [(row["sampler"], int(row["network_evaluations"])) for row in csv.DictReader(file)]
     # Earlier evaluations of this checkpoint are shown too.
-    assert rows == [("Ancestral", 30), ("DDIM", 2), ("SDEDPMSolverPP", 3)]
+    assert rows == [("ancestral", 30), ("ddim", 2), ("sde_dpm_solver", 3)]
     with Image.open(folder / "quality_cost.png") as picture:
         assert picture.width > 500
 

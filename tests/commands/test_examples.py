@@ -44,7 +44,7 @@ def test_the_shortest_programs_are_short():
 def test_a_picture_from_a_run(minimal, tiny_run):
     minimal.sample(str(tiny_run))
     with Image.open("samples.png") as picture:
-        assert picture.size == (4 * 30 + 2, 4 * 30 + 2)
+        assert picture.size == (4 * (3 * 28 + 2) + 2, 4 * (3 * 28 + 2) + 2)
 
 
 @pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode")  # the moving average
@@ -52,7 +52,7 @@ def test_training_on_a_tensor(minimal):
     torch.save(torch.randint(256, (20, 3, 8, 12)).byte(), "mine.pt")
     minimal.train("mine.pt", max_steps=2)
     with Image.open("samples.png") as picture:
-        assert picture.size == (4 * 14 + 2, 4 * 10 + 2)
+        assert picture.size == (4 * (8 * 12 + 2) + 2, 4 * (8 * 8 + 2) + 2)
         assert picture.mode == "RGB"
 
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from ddpm.config import build, conf_dir
@@ -39,9 +38,14 @@ def test_a_value_error_becomes_a_user_error_with_the_message_of_the_library():
         assert str(caught.value) == f"Invalid literal for Fraction: 'seven'\n(from `{key}` in the config)"
 
 
-def test_another_error_passes_unchanged():
-    with pytest.raises(InstantiationException, match="ZeroDivisionError"):
+def test_any_other_error_is_named():
+    with pytest.raises(UserError, match=r"Fraction'\W+ZeroDivisionError: .*DDPM_DEBUG=1 shows where.*\n.*`bug`"):
         build(CONFIG.bug)
+
+
+def test_an_object_of_another_class_is_refused():
+    with pytest.raises(UserError, match=r"fractions\.Fraction gives a Fraction, and a str is needed"):
+        build(CONFIG.fraction, str)
 
 
 def test_a_clone_uses_its_own_config_tree():

@@ -11,7 +11,7 @@ from ddpm.training.callbacks import SamplePictures
 PADDING = 2
 
 
-def side(cells, size=8):
+def side(cells, size=96):  # of 8 pixels, enlarged
     return cells * (size + PADDING) + PADDING
 
 
