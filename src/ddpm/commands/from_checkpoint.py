@@ -1,4 +1,4 @@
-"""What the commands share that start from a checkpoint: the model on its device, its data, a place for the results."""
+"""Shared code of the commands that start from a checkpoint: load the model, find its data, name the results."""
 
 import hashlib
 import os
@@ -35,12 +35,12 @@ class Loaded(NamedTuple):
     model: DDPM
     """on its device, in evaluation mode"""
     fabric: L.Fabric
-    """device and precision"""
+    """provides the device, the precision and the processes"""
     directory: Path
-    """for the results; not yet made"""
+    """the folder for the results; not yet created"""
 
     def network(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The moving average's output; it alone in the device's precision, the chain's arithmetic in float32."""
+        """Return the averaged network's output. Only the network uses the precision of `fabric`."""
         with self.fabric.autocast():
             output = self.model.ema(x_t, t)
         if not output.isfinite().all():
@@ -49,10 +49,10 @@ class Loaded(NamedTuple):
 
 
 def load(cfg: DictConfig) -> Loaded:
-    """The model that `ckpt=` names.
+    """Load the model that `ckpt=` names, on the device that `trainer=` names.
 
     Raises:
-        UserError: no such checkpoint, one that cannot be read or trusted, or a device that is not there.
+        UserError: the checkpoint does not exist or cannot be read or trusted, or the device is not available.
     """
     checkpoint = find_checkpoint(cfg.ckpt)
     fabric = build_fabric(cfg.trainer)
@@ -65,10 +65,10 @@ def load(cfg: DictConfig) -> Loaded:
 def sample(
     cfg: DictConfig, loaded: Loaded, sampler: Sampler, on_step: Callable[[int], None] = lambda images: None
 ) -> Tensor:
-    """The `num_samples` images that the model makes, [N, C, H, W] in [-1, 1] on the CPU, in every process.
+    """Sample `num_samples` images and return all of them in every process, [N, C, H, W] in [-1, 1] on the CPU.
 
     Args:
-        on_step: called with the number of images that went one step further in this process.
+        on_step: called after each step of a batch in this process with the number of images in the batch.
     """
 
     def images_of(indices: Tensor) -> Tensor:
@@ -79,18 +79,18 @@ def sample(
 
 
 def read(cfg: DictConfig) -> tuple[Path, DDPM]:
-    """Return the checkpoint that `ckpt=` names and its model, on the CPU, for the checks of a plan.
+    """Return the checkpoint that `ckpt=` names and its model on the CPU, to check a job before it runs.
 
     Raises:
-        UserError: no such checkpoint, one that cannot be read or trusted, or a device that is not there.
+        UserError: the checkpoint does not exist or cannot be read or trusted, or the device is not available.
     """
     checkpoint = find_checkpoint(cfg.ckpt)
-    number_of_processes(cfg.trainer)  # raises if they are not there
+    number_of_processes(cfg.trainer)  # raises if the devices are not available
     return checkpoint, load_model(checkpoint, trusted=trusted_targets(config_folders()))
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
-    """Device and precision for work that is not training."""
+    """Return a Fabric, which provides the device and the precision for commands that do not train."""
     quieten_lightning()
     try:
         return L.Fabric(**lightning_arguments(trainer), plugins=cluster_environment())
@@ -99,26 +99,26 @@ def build_fabric(trainer: DictConfig) -> L.Fabric:
 
 
 def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
-    """Return the data set that the command names, else the one that the model was trained on.
+    """Return the data set that the command names, else the data set that the model was trained on.
 
-    The checkpoint's own choice is built only if a YAML of the user's `data` group has its class. It is read from the
-    user's folder for data, whatever folder the checkpoint names: it may be a stranger's.
+    The checkpoint may come from somebody else. So its data set is built only if a YAML in the user's `data` group names
+    the class, and its files are read only from the user's own data folder.
 
     Raises:
-        UserError: an unknown data set, one in a folder that only the checkpoint names, or images of another shape than
-            the model's.
+        UserError: the data set is unknown, only the checkpoint names its folder, or its images do not have the
+            model's shape.
     """
     node: Any = cfg.data
     if node is None:
         node = _saved_data(model.hparams["config"], cfg.paths.data)
     data: ImageData = build(node, ImageData)
     if tuple(data.image_shape) != tuple(model.image_shape):
-        raise UserError(f"the data's images are {list(data.image_shape)} and the model's {list(model.image_shape)}.")
+        raise UserError(f"the data has images {list(data.image_shape)}, but the model takes {list(model.image_shape)}.")
     return data
 
 
 def _saved_data(config: Any, folder: str) -> dict[str, Any]:
-    """Return a checkpoint's config of its data, with a folder of the user's."""
+    """Return the data config of a checkpoint, with the user's own data folder."""
     node, paths = config["data"], config.get("paths")
     check_targets(node, trusted_targets(folder / "data" for folder in config_folders()))
     check_node("data", node, ImageData)
@@ -140,10 +140,10 @@ def _saved_data(config: Any, folder: str) -> dict[str, Any]:
 
 
 def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> None:
-    """Give the model the reverse variance that the command names; None leaves it the checkpoint's own.
+    """Set the reverse variance of the model. None keeps the variance that the checkpoint has.
 
     Raises:
-        UserError: an unknown one, or `optimal` where the x_0 error of this checkpoint has not been measured.
+        UserError: the variance is unknown, or it is `optimal` and this checkpoint's x_0 error has not been measured.
     """
     if variance is not None:
         x0_mse = stored_x0_mse(checkpoint, model.diffusion) if variance == "optimal" else None
@@ -151,13 +151,13 @@ def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> No
 
 
 def with_variance(diffusion: GaussianDiffusion, variance: Variance, x0_mse: Tensor | None) -> GaussianDiffusion:
-    """The same chain, on the same device, with another variance of the reverse steps.
+    """Return the same diffusion process, on the same device, with another variance of the reverse steps.
 
     Raises:
-        UserError: an unknown one.
+        UserError: the variance is unknown, or `x0_mse` does not fit it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say of the schedule was said when the model was loaded
+        warnings.simplefilter("ignore")  # loading the model has already warned about the schedule
         try:
             other = GaussianDiffusion(diffusion.betas, diffusion.prediction, variance, x0_mse, diffusion.clip_x0)
         except ValueError as error:
@@ -166,22 +166,22 @@ def with_variance(diffusion: GaussianDiffusion, variance: Variance, x0_mse: Tens
 
 
 def x0_mse_path(checkpoint: Path) -> Path:
-    """Where `ddpm evaluate` keeps the x_0 error of a checkpoint: `best.x0_mse.json` beside `best.ckpt`."""
+    """Return the file in which `ddpm evaluate` stores a checkpoint's x_0 error: `best.x0_mse.json` for `best.ckpt`."""
     return checkpoint.with_suffix(".x0_mse.json")
 
 
 def x0_mse_key(checkpoint: Path, diffusion: GaussianDiffusion) -> dict[str, Any]:
-    """What a measured x_0 error belongs to: this very file, and whether x_0 was clipped."""
+    """Return what a measured x_0 error depends on: the content of the checkpoint, and whether x_0 was clipped."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"checkpoint_sha256": digest, "clip_x0": diffusion.clip_x0}
 
 
 def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
-    """The mean squared x_0 error at each timestep that `ddpm evaluate` has measured of this checkpoint, float64 [T].
+    """Return the mean squared x_0 error at each timestep that `ddpm evaluate` measured for the checkpoint, float64 [T].
 
     Raises:
-        UserError: it has not, or it has of another checkpoint that was here before.
+        UserError: the error was not measured, or the stored file is damaged or belongs to an earlier checkpoint.
     """
     path = x0_mse_path(checkpoint)
     stored = read_json(path)
@@ -197,18 +197,18 @@ def stored_x0_mse(checkpoint: Path, diffusion: GaussianDiffusion) -> Tensor:
             return torch.tensor(x0_mse, dtype=torch.float64)
         problem = f"{path} is damaged"
     raise UserError(
-        f"variance=optimal follows from the model's x_0 error, and {problem}. "
-        f"Run `ddpm evaluate {override('ckpt', checkpoint)}` first, which measures it."
+        f"variance=optimal needs the model's x_0 error, but {problem}. "
+        f"To measure it, first run `ddpm evaluate {override('ckpt', checkpoint)}`."
     )
 
 
 def describe(data: ImageData) -> str:
-    """The data set's name, and its folder where it has one."""
+    """Return the name of the data set and, if it has one, its folder."""
     return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
 
 
 def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
-    """`outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
+    """Return `outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
     hydra = HydraConfig.get()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     of_run, mark = results_name([run], cfg.paths.outputs)

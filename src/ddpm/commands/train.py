@@ -53,15 +53,15 @@ from ddpm.training.trainer_options import check_callbacks, check_decay, check_tr
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train until `trainer.max_steps` or `trainer.max_epochs`. A run that was stopped continues where it was.
+    """Train until `trainer.max_steps` or `trainer.max_epochs`. A run that was stopped resumes from its checkpoint.
 
     Returns:
-        The bound on the validation images in bits/dim, which a search minimises. None in processes other than the
-        first.
+        The variational bound on the validation images in bits/dim, which a search minimises. None in all processes
+        except the first.
 
     Raises:
-        UserError: settings that do not go together, missing data, or a directory that holds a run of another config
-            or that another process trains in.
+        UserError: the settings contradict each other, the data is missing, the directory holds a run with another
+            config, or another process trains in the directory.
     """
     job = prepare(cfg)
     if not is_first_process():
@@ -75,7 +75,7 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """Check the config and the data, and say what `run` would do. Writes nothing.
+    """Check the config and the data, and return what `run` would do. Writes nothing into the run's directory.
 
     Raises:
         UserError: the run would be refused.
@@ -90,22 +90,22 @@ def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
 
 
 class Job(NamedTuple):
-    """The objects of a run, built and checked. Nothing is written yet."""
+    """The objects of a run, built and checked before anything is written into its directory."""
 
     directory: Path
     config: dict[str, Any]
-    """resolved"""
+    """the resolved config with masked secrets, for the records of the run"""
     model: DDPM
     data: ImageData
     trainer: L.Trainer | None
-    """None where the job is only checked: it will run on another machine, with other devices"""
+    """None if the job is only checked here and will run on another machine with other devices"""
 
 
 # Plan ---------------------------------------------------------------------------------------------------------------
 
 
 def prepare(cfg: DictConfig) -> Job:
-    """Build what a run needs, and make all checks. Writes nothing.
+    """Build the objects of a run and check all settings. Writes nothing into the run's directory.
 
     Raises:
         UserError: the run would be refused.
@@ -115,14 +115,14 @@ def prepare(cfg: DictConfig) -> Job:
         "train", cfg.paths.outputs, overrides_with_effect("train"), experiment, cfg.not_identity, cfg.name
     )
     cfg.paths.run = str(directory)
-    cfg.restart = cfg.restart and not slurm.is_requeued()  # a preempted job would start from step 0 each time
+    cfg.restart = cfg.restart and not slurm.is_requeued()  # else a preempted job would restart each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
 
     check_trainer(cfg)
     check_loggers(config["logger"])
     check_places(config, directory)
     model = build_model(config)
-    config = mask_values(config)  # from here on it is a record
+    config = mask_values(config)  # after the model is built from the real values
     is_new = cfg.restart or not Run.read(directory).list_checkpoints()
     if cfg.init_from is not None and is_new:
         load_weights(model, find_checkpoint(cfg.init_from))
@@ -146,16 +146,16 @@ def prepare(cfg: DictConfig) -> Job:
 
 
 def plan_training(directory: Path, max_steps: int, restart: bool = False) -> Plan:
-    """Say what training in `directory` up to `max_steps` optimizer steps would do. Changes nothing there."""
+    """Return what training in `directory` up to `max_steps` optimizer steps would do. Changes no file."""
 
     def will(what: str, is_done: bool = False) -> Plan:
         return Plan(directory, what, is_done, max_steps)
 
     if is_locked(directory):
-        return will("refused: another process trains there")
+        return will("refused: another process trains in this directory")
     run = Run.read(directory)
     if restart and directory.exists():
-        return will("move the run there aside, and start from step 0")
+        return will("move the existing run aside, and start from step 0")
     if not run.list_checkpoints():
         return will("start from step 0 (it failed before)" if run.status.state == "failed" else "start")
     if run.is_finished(max_steps):
@@ -174,7 +174,7 @@ def check_places(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def check_optimizer(model: DDPM) -> None:
-    """Raise a UserError if the optimizer refuses its settings; Lightning builds it only when training starts."""
+    """Raise a UserError if the optimizer refuses its settings. Lightning would find this only when training starts."""
     try:
         model.configure_optimizers()
     except (ValueError, TypeError) as error:
@@ -185,7 +185,7 @@ def check_optimizer(model: DDPM) -> None:
 
 
 def train(cfg: DictConfig, job: Job, run: Run) -> None:
-    """Train in the directory that is open as `run`, unless nothing is left to do. For the first process."""
+    """Train in the directory of `run`, unless the run is finished. Only the first process calls this function."""
     directory, config, model, data, trainer = job
     assert trainer is not None
     checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
@@ -210,7 +210,7 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
         try:
             fit(trainer, model, data, checkpoint)
         except OSError:
-            run.check_ours()  # a deleted directory is the reason of the logger's error
+            run.check_ours()  # if the directory was deleted, raise this more helpful error
             raise
         except UserError as error:
             run.end("failed", trainer.global_step, str(error))
@@ -221,7 +221,7 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
 
 
 def train_along(cfg: DictConfig, job: Job) -> None:
-    """Train with the first process, which alone writes."""
+    """Train together with the first process, without writing files: only the first process writes."""
     run, trainer = Run.read(job.directory), job.trainer
     assert trainer is not None
     checkpoint = None if cfg.restart else run.newest_intact_checkpoint()
@@ -234,12 +234,12 @@ def train_along(cfg: DictConfig, job: Job) -> None:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """Return the optimizer step of a checkpoint, 0 without one."""
+    """Return the optimizer step of a checkpoint, or 0 if there is no checkpoint."""
     return load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
 
 
 def is_finished(run: Run, step: int, trainer: L.Trainer) -> bool:
-    """Return whether the run has nothing left to do. `step` is that of the newest intact checkpoint."""
+    """Return whether the run is complete. `step` is the step of its newest intact checkpoint."""
     return run.is_finished(trainer.max_steps) and step >= min(run.status.step, trainer.max_steps)
 
 
@@ -250,7 +250,7 @@ def set_aside(directory: Path) -> None:
 
 
 def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return this run's values of the keys that its sweep varies. For a config group it is the name of the choice."""
+    """Return the run's values of the keys that its sweep varies. The value of a group is the name of its option."""
     keys = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
     values = OmegaConf.create({"config": dict(config)})
     choices = HydraConfig.get().runtime.choices
@@ -265,18 +265,18 @@ def print_summary(cfg: DictConfig, model: DDPM, trainer: L.Trainer) -> None:
         f"settings: {' '.join(changed_settings(cfg)) or 'the defaults'}",
         f"network: {parameters:,} parameters, {flops_per_image(model) / 1e9:.3g} GFLOPs per image (forward pass)",
         f"device: {device_name(trainer.strategy.root_device)}; precision {trainer.precision}; training needs about "
-        f"{memory / 1e6:,.0f} MB per process (weights, average, gradients, Adam, a batch's activations in float32)",
+        f"{memory / 1e6:,.0f} MB per process (weights, average, gradients, Adam state, float32 activations of a batch)",
     ):
         display.console.print(line)
 
 
 def report(run: Run, how: str) -> None:
-    """Print the numbers of a run that has ended and, unless it is one of a sweep, its files and the next commands."""
+    """Print the metrics of a run that has ended. Outside a sweep, also print its files and the commands to try next."""
     metrics = run.read_metrics()
     shown = {name: metrics[name] for name in metrics if name in ("step", "train/loss") or name.startswith("val/")}
     display.metrics_table(f"{run.directory}: {how}", shown)
     if os.environ.get(SWEPT_KEYS):
-        return  # the sweep's other jobs come next
+        return  # a sweep shows all its jobs in one table at the end
     pictures = sorted((run.directory / "samples").glob("samples-*.png"))[-1:]
     ckpt = override("ckpt", run.directory)
     display.results(

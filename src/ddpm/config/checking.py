@@ -1,7 +1,8 @@
-"""Check every value of a config against the type of what receives it.
+"""Check every value of a config against the type that its receiver expects.
 
-A command's own settings are described by a pydantic model (`ddpm.commands.settings`), the arguments of a `_target_` by
-its signature. Values are compared as JSON in pydantic's strict mode: true is not 1, "1" is not 1, and 1 is a float.
+A pydantic model (`ddpm.commands.settings`) describes the settings of a command, and the signature of a `_target_`
+describes its arguments. Values are validated as JSON in pydantic's strict mode: true and "1" are not accepted for 1,
+but 1 is accepted as a float.
 """
 
 import inspect
@@ -23,18 +24,18 @@ from ddpm.config import leaves
 from ddpm.errors import UserError, did_you_mean
 
 TYPES = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-HYDRA_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}  # of a node; Hydra reads them
+HYDRA_KEYS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}  # read by Hydra, not by the target
 
 
 def check_config(config: DictConfig, settings: type[BaseModel] | None, key: str = "") -> None:
-    """Check all values of a composed config. Imports the targets, but builds nothing.
+    """Check all values of a composed config. Imports the targets, but does not build any object.
 
     Args:
-        settings: the model of the settings; None checks only the arguments of targets.
-        key: of `config` in a larger config.
+        settings: the pydantic model of the command's settings; if None, only the arguments of targets are checked.
+        key: the key of `config`, if it is a part of a larger config.
 
     Raises:
-        UserError: a value of a wrong type, a number that is not finite, or a key that nothing reads.
+        UserError: a value has a wrong type, a number is not finite, or nothing reads a key.
     """
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for name, value in leaves(values, into_lists=True, key=key):
@@ -47,7 +48,7 @@ def check_config(config: DictConfig, settings: type[BaseModel] | None, key: str 
 
 
 def _impossible(value: Any) -> str | None:
-    """Return what is wrong with a value whatever receives it."""
+    """Return why no setting can have this value, or None if the value is possible."""
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -58,7 +59,7 @@ def _impossible(value: Any) -> str | None:
 
 
 def _fields(settings: type[BaseModel] | None, name: str = "") -> dict[str, Any]:
-    """Return the fields of a model, or of the model that is its field `name`."""
+    """Return the fields of a pydantic model or, with `name`, of the pydantic model in its field `name`."""
     if name:
         field = _fields(settings).get(name)
         settings = field.annotation if field else None
@@ -86,19 +87,19 @@ def _check_settings(values: dict[str, Any], settings: type[BaseModel], reference
 
 
 def _keys_below(location: Collection[Any], values: Any) -> list[str]:
-    """Return the keys of all values below a location, dotted."""
+    """Return the dotted keys of all values below a location."""
     for part in location:
         values = values[part]
     return [key for key, _ in leaves(values, key=".".join(map(str, location)))]
 
 
 def _is_read(key: str, references: Collection[str]) -> bool:
-    """Return whether an interpolation reads a key, or the group of settings that it is in."""
+    """Return whether an interpolation reads the key or a group of settings that contains the key."""
     return any(key == name or key.startswith(f"{name}.") for name in references)
 
 
 def _references(raw: Any) -> set[str]:
-    """Return the absolute keys that the interpolations of an unresolved config name, as ${optimizer.lr} does."""
+    """Return the absolute keys to which the interpolations of an unresolved config refer, such as ${optimizer.lr}."""
     found = set()
     for key, value in leaves(raw, into_lists=True):
         for text in re.findall(r"\$\{([^${}]*)\}", value) if isinstance(value, str) else []:
@@ -123,7 +124,7 @@ def _missing(key: str) -> str:
 
 
 def _nodes(values: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return every dict with a `_target_` in nested dicts and lists, with its key."""
+    """Yield the key and the content of every dict with a `_target_` in nested dicts and lists."""
     if isinstance(values, dict):
         if "_target_" in values:
             yield key, values
@@ -135,10 +136,10 @@ def _nodes(values: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_node(key: str, node: Any, kind: type) -> None:
-    """Check that a node builds an object of class `kind`, and check all arguments. Imports the targets, builds nothing.
+    """Check that a node would build an object of class `kind`, and check all arguments. Imports the targets only.
 
     Raises:
-        UserError: it does not, or an argument has a wrong type.
+        UserError: the object would have another class, or an argument has a wrong type.
     """
     if not (isinstance(node, dict) and "_target_" in node):
         raise UserError(f"{key} must be a node with a `_target_`.")
@@ -148,7 +149,7 @@ def check_node(key: str, node: Any, kind: type) -> None:
 
 
 def _check_arguments(key: str, node: dict[str, Any], described: Collection[str]) -> None:
-    """Check a node's arguments, but for those that the command's settings describe."""
+    """Check a node's arguments, except those that the command's settings describe."""
     types, takes_others = signature(_locate(key, node))
     for name, value in node.items():
         if name in HYDRA_KEYS or name in described:
@@ -177,10 +178,10 @@ def _check_argument(key: str, value: Any, hint: Any) -> None:
 
 
 def _check_class(key: str, node: dict[str, Any], hint: Any) -> None:
-    """Raise a UserError if a node builds an object of another class than the argument takes."""
+    """Raise a UserError if the node builds an object of a class that the argument does not accept."""
     target = _locate(key, node)
     built = target if inspect.isclass(target) else _hints(target).get("return")
-    built, wanted = (getattr(kind, "array_type", kind) for kind in (built, hint))  # of jaxtyping's annotations
+    built, wanted = (getattr(kind, "array_type", kind) for kind in (built, hint))  # jaxtyping wraps the class
     if node.get("_partial_") or wanted is Any or not (inspect.isclass(built) and inspect.isclass(wanted)):
         return
     if not issubclass(built, wanted):
@@ -198,9 +199,9 @@ def _locate(key: str, node: dict[str, Any]) -> Any:
 
 
 def signature(target: Any) -> tuple[dict[str, Any], bool]:
-    """Return the types of a target's keyword arguments, and whether it takes others that have no name.
+    """Return the types of a target's keyword arguments, and whether it also takes arguments of other names.
 
-    `**kwargs` of a constructor often go to the next class, so that the types of that class's arguments hold for them.
+    A constructor often passes `**kwargs` to its base class, so the arguments of the base class are included.
     """
     functions = [target]
     if inspect.isclass(target):
@@ -210,7 +211,7 @@ def signature(target: Any) -> tuple[dict[str, Any], bool]:
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # written in C
+        except (TypeError, ValueError):  # functions written in C may have no signature
             return types, True
         hints = _hints(function)
         for parameter in list(parameters)[1 if inspect.isclass(target) else 0 :]:
@@ -223,7 +224,7 @@ def signature(target: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Return the types of a function's arguments, without those whose names exist only for a type checker."""
+    """Return the types of a function's arguments, without types that are imported only for a type checker."""
     function = inspect.unwrap(function)
     found: dict[str, Any] = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():
@@ -246,19 +247,19 @@ PLAIN_WORDS = {
     "less than or equal to": "at most",
     "less than": "below",
 }
-"""for pydantic's terms"""
+"""replace pydantic's terms in messages"""
 
 
 # Messages -----------------------------------------------------------------------------------------------------------
 
 
 def _refused(key: str, value: Any, errors: Collection[Any]) -> str:
-    """Say what a value must be. pydantic reports each member of a union that was tried."""
+    """Return a message that says what a value must be. For a union, pydantic reports an error for each member."""
     wanted: dict[str, list[str]] = {}
     shown = {}
     for detail in errors:
         name, part = key, value
-        for step in detail["loc"]:  # which also names the tried member of a union
+        for step in detail["loc"]:  # the path may also contain the name of a member of a union
             if isinstance(part, dict) and step in part:
                 name, part = f"{name}.{step}" if name else str(step), part[step]
             elif isinstance(part, list) and isinstance(step, int) and step < len(part):
@@ -272,7 +273,7 @@ def _refused(key: str, value: Any, errors: Collection[Any]) -> str:
             message = message.replace(term, plain)
         wanted.setdefault(name, []).append(message)
         shown[name] = _shown(part)
-    name, messages = max(wanted.items(), key=lambda item: len(item[0]))  # an item of a list, rather than the list
+    name, messages = max(wanted.items(), key=lambda item: len(item[0]))  # an item has a longer name than its list
     return f"{name}={shown[name]} must be {' or '.join(dict.fromkeys(messages))}."
 
 

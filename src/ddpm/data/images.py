@@ -1,4 +1,4 @@
-"""The base class of all data sets: images in memory, and their batches."""
+"""The base class of all data sets, which keeps the images in memory and makes batches of them."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_
 from ddpm.errors import UserError
 
 LONGEST_TMPDIR = 71
-"""bytes: multiprocessing adds 32 for a socket, whose path may have 103 on macOS and 107 on Linux"""
+"""in bytes: multiprocessing appends 32 for a socket, whose path is limited to 103 on macOS and 107 on Linux"""
 
 
 class Split(NamedTuple):
@@ -28,17 +28,17 @@ class Split(NamedTuple):
 
 
 class ImageData(LightningDataModule, ABC):
-    """Images in memory as uint8; batches are (float32 [B, C, H, W] in [-1, 1], int64 labels [B]).
+    """Base class of the data sets. Batches are (float32 images [B, C, H, W] in [-1, 1], int64 labels [B]).
 
-    A data set is a subclass with a `load` method. The order in training depends only on (seed, epoch). A run that is
-    resumed in the middle of an epoch sees the rest of this epoch. The stream of training batches has no end, because
-    Lightning does not restore its own epochs exactly; so limit the number of steps. Use
-    `Trainer(use_distributed_sampler=False)`: the sampler gives each process its part.
+    A subclass implements `load`; the images stay in memory as uint8. The order of the training images depends only on
+    (seed, epoch), and a run that resumes in the middle of an epoch sees the rest of this epoch. The training dataloader
+    never ends, because Lightning does not restore its own epochs exactly: limit the training with `max_steps`. Use
+    `Trainer(use_distributed_sampler=False)`, because the dataloaders already give each process its part.
 
     Args:
-        batch_size: images in a step, over all processes.
+        batch_size: number of images in a batch, counted over all processes.
         image_channels, image_size: C, and H = W or [H, W] in pixels.
-        seed: seed of the order in training.
+        seed: seed of the order of the training images.
         num_workers: number of processes that load batches.
         on_device: keep all images in the memory of the training device; needs num_workers=0.
     """
@@ -60,7 +60,7 @@ class ImageData(LightningDataModule, ABC):
         if num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
             raise ValueError(
                 f"the path of the folder for temporary files, {tempfile.gettempdir()}, has more than {LONGEST_TMPDIR} "
-                f"bytes: the sockets of {num_workers=} cannot be there. Set a shorter TMPDIR, or num_workers=0."
+                f"bytes, too long for the sockets of {num_workers=}. Set a shorter TMPDIR, or num_workers=0."
             )
         if on_device and num_workers:
             raise ValueError(f"on_device=true needs num_workers=0, not {num_workers}: workers do not see the device.")
@@ -76,13 +76,13 @@ class ImageData(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
-        """Returns the splits "train", "validation" and "test". Download files in `prepare_data`, not here."""
+        """Return the splits "train", "validation" and "test". Download files in `prepare_data`, not here."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images at the first call.
+        """Load the images at the first call.
 
         Raises:
-            UserError: the images are missing, do not have `image_shape`, or are fewer than a batch.
+            UserError: the images are missing, do not have `image_shape`, or do not fill one batch.
         """
         if self._splits:
             return
@@ -100,13 +100,13 @@ class ImageData(LightningDataModule, ABC):
         self._splits = splits
 
     def ready(self) -> Self:
-        """Downloads what is missing, reads the images, and returns the data set."""
+        """Download missing files, load the images, and return the data set."""
         self.prepare_data()
         self.setup()
         return self
 
     def split(self, name: str) -> Split:
-        """Returns all uint8 images and labels of "train", "validation" or "test", in the order of the data set."""
+        """Return all uint8 images and labels of "train", "validation" or "test", in the order of the data set."""
         assert self._splits, "call setup() first"
         return self._splits[name]
 
@@ -134,7 +134,7 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(name, batches_in_order(len(self.split(name).images), self.batch_size, *self._process()))
 
     def _loader(self, name: str, batches: Iterable[Any]) -> DataLoader[Any]:
-        # Both warnings are wrong here: indexing tensors in memory needs no workers, and `TrainBatches` resumes.
+        # Both warnings are wrong here: tensors in memory need no workers, and `TrainBatches` resumes within an epoch.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
         images, labels = self.split(name)
@@ -147,24 +147,24 @@ class ImageData(LightningDataModule, ABC):
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # Every iteration draws a seed for the workers. It must not come from the global generator.
+            # Each iteration draws a seed for the workers. It must not change the state of the global generator.
             generator=torch.Generator(),
         )
 
     def _process(self) -> tuple[int, int]:
-        """Returns (rank, number of processes)."""
+        """Return (rank, number of processes)."""
         if self.trainer is None:
             return 0, 1
         world_size = self.trainer.world_size
         if self.batch_size % world_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} counts the images of all processes, "
-                f"and must be divisible by their number, {world_size}."
+                f"data.batch_size={self.batch_size} counts the images of all processes "
+                f"and must be divisible by the number of processes, {world_size}."
             )
         return self.trainer.global_rank, world_size
 
     def limit_epochs(self, batches: int, repeat: bool = False) -> None:
-        """Let a training epoch have only this many batches: with `repeat` the same in each epoch, else others."""
+        """Limit a training epoch to this number of batches: the same in each epoch if `repeat`, else different ones."""
         self._epoch_batches, self._repeat = batches, repeat
 
     @property
@@ -173,28 +173,28 @@ class ImageData(LightningDataModule, ABC):
         return self._epoch_batches or len(self.split("train").images) // self.batch_size
 
     def _position(self) -> tuple[int, int]:
-        """Returns (epoch, number of its finished batches) of the training."""
+        """Return the position in the training: (epoch, number of finished batches in this epoch)."""
         if self.trainer is None:
             return 0, 0
         done = batches_done(self.trainer)
         if self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            return 0, done % int(self.trainer.limit_train_batches)  # the same few batches again and again
+            return 0, done % int(self.trainer.limit_train_batches)  # each epoch repeats the same batches
         return divmod(done, self.num_batches)
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """Converts uint8 0 … 255 to float32 in [-1, 1], x/127.5 - 1; any shape."""
+    """Convert uint8 0 … 255 to float32 in [-1, 1], x/127.5 - 1; any shape."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Converts floats in [-1, 1] to the nearest uint8 0 … 255; any shape; values outside are clamped.
+    """Convert floats in [-1, 1] to the nearest uint8 0 … 255; any shape. Values outside [-1, 1] are clamped.
 
     Raises:
         UserError: a value is NaN or infinite.
     """
     if not images.isfinite().all():
-        raise UserError("the images hold NaN or infinity: the model that made them diverged in training.")
+        raise UserError("the images contain NaN or infinity: the model that made them diverged in training.")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -23,20 +23,21 @@ RandnLike = Callable[[Tensor], Tensor]
 
 
 class GaussianDiffusion(nn.Module):
-    """The Gaussian diffusion of Ho et al. 2020, with a fixed covariance σ_t² I of the reverse steps.
+    """The Gaussian diffusion process of Ho et al. 2020, whose reverse steps have a fixed covariance σ_t² I.
 
-    A timestep t is an int64 in 0 … T-1. t = 0 is one noising step (the paper's t = 1), and ᾱ before it is 1.
+    A timestep t is an int64 in 0 … T-1. The step t = 0 adds noise to the image itself (the paper's t = 1); ᾱ of the
+    image is 1.
     The coefficients are computed in float64 on the CPU and kept as float32 buffers, which follow the module's device
     and are not in its state dict.
 
     Args:
         betas: β_t, float64, [T]; see `ddpm.diffusion.schedules`.
         prediction: the type of the network's output: "epsilon", "x0", "v" or "mean".
-        variance: σ_t² of the reverse step. "small": β̃_t of the posterior, optimal for data that is one point;
-            "large": β_t, optimal for data that is white noise (Ho et al. 2020, section 3.2); "optimal":
+        variance: σ_t² of the reverse step. "small": β̃_t of the posterior, optimal if the data is a single point;
+            "large": β_t, optimal if the data is N(0, I) (Ho et al. 2020, section 3.2); "optimal":
             β̃_t + c_0² · `x0_mse`, optimal for this network (after Bao et al. 2022, theorem 1).
         x0_mse: the network's mean squared x_0 error at each timestep, [T]; only "optimal" needs it.
-        clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses never clip.
+        clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses use the unclipped x_0.
 
     Attributes:
         num_steps: T.
@@ -80,9 +81,9 @@ class GaussianDiffusion(nn.Module):
             mean_x0=alpha_bars_before.sqrt() * self.betas / sigma2,
             mean_x_t=(1 - self.betas).sqrt() * sigma2_before / sigma2,
         )
-        """Coefficients of all T timesteps, float64, CPU, [T] each."""
+        """coefficients of all T timesteps, float64, CPU, [T] each"""
         self.reverse_variance = self._reverse_variance_table(posterior_variance)
-        """σ_t² of the reverse chain, float64, CPU, [T]."""
+        """σ_t² of the reverse chain, float64, CPU, [T]"""
         self._register("signal", self.coefficients.signal)
         self._register("sigma", self.coefficients.sigma)
         self._register("mean_x0", self.coefficients.mean_x0)
@@ -109,16 +110,16 @@ class GaussianDiffusion(nn.Module):
         match self.variance:
             case "small":
                 # A Gaussian of variance β̃_0 = 0 has no density, so t = 0 uses the variance of t = 1, as the code of
-                # Ho et al. 2020 does. A chain of one step has β alone.
+                # Ho et al. 2020 does. A chain of one step has no t = 1 and uses β.
                 first = posterior_variance[1:2] if self.num_steps > 1 else self.betas
                 return torch.cat([first, posterior_variance[1:]])
             case "large":
                 return self.betas
             case "optimal":
                 if self.x0_mse is None:
-                    raise ValueError("variance=optimal needs x0_mse, the network's mean squared x0 error for each t.")
+                    raise ValueError("variance=optimal needs x0_mse, the network's mean squared x0 error at each t.")
                 if self.x0_mse.shape != self.betas.shape or (self.x0_mse < 0).any():
-                    raise ValueError(f"x0_mse must be {self.num_steps} non-negative numbers, one for each timestep.")
+                    raise ValueError(f"x0_mse must hold {self.num_steps} non-negative numbers, one per timestep.")
                 return posterior_variance + self.coefficients.mean_x0**2 * self.x0_mse
 
     def _register(self, name: str, table: Float64[Tensor, " T"]) -> None:
@@ -135,8 +136,8 @@ class GaussianDiffusion(nn.Module):
     def q_sample(self, x0: Images, t: Timesteps, eps: Images) -> Images:
         """Return x_t ~ q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I), float32, [B, C, H, W] (Ho et al. 2020, equation 4).
 
-        The result is float32 for every input and under autocast: bfloat16 would round away the noise of the first
-        timesteps.
+        The result is float32 for every input dtype, also under autocast, because bfloat16 would round away the noise
+        of the first timesteps.
 
         Args:
             x0: images in [-1, 1], [B, C, H, W].
@@ -148,7 +149,7 @@ class GaussianDiffusion(nn.Module):
     def q_posterior(self, x0: Images, x_t: Images, t: Timesteps) -> tuple[Images, PerImage]:
         """Return mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, equations 6, 7).
 
-        At t = 0 the mean is x_0 and the variance 0.
+        At t = 0 the mean is x_0 and the variance is 0.
         """
         mean = parameterization.from_x0("mean", x0, x_t, self.coefficients_at(t))
         return mean, self._table("posterior_variance", t)
@@ -156,7 +157,7 @@ class GaussianDiffusion(nn.Module):
     def target(self, x0: Images, x_t: Images, t: Timesteps, eps: Images) -> Images:
         """Return what the network should output at x_t = `q_sample(x0, t, eps)`, [B, C, H, W]."""
         if self.prediction == "epsilon":
-            return eps  # exact; (x_t - √ᾱ x_0)/√(1-ᾱ) loses digits where √(1-ᾱ) is small
+            return eps  # exact; (x_t - √ᾱ x_0)/√(1-ᾱ) loses precision where √(1-ᾱ) is small
         if self.prediction == "v":
             at = self.coefficients_at(t)
             return at.signal * eps - at.sigma * x0
@@ -193,8 +194,8 @@ class GaussianDiffusion(nn.Module):
         """Return mean [B, C, H, W] and variance [B, 1, 1, 1] of p_θ(x_{t-1}|x_t), and the predicted x_0 [B, C, H, W].
 
         The mean is the posterior mean with the predicted x_0 in place of x_0 (Ho et al. 2020, equation 11; Luo 2022,
-        equation 93). At t = 0 the variance is that of the decoder p_θ(x_0|x_1): β̃_1 ("small"), β_0 ("large") or the
-        x_0 error ("optimal").
+        equation 93). At t = 0 the variance is the variance of the decoder p_θ(x_0|x_1): β̃_1 ("small"), β_0 ("large")
+        or the x_0 error ("optimal").
         """
         x0 = self.to_x0(output, x_t, t)
         if self.clip_x0:
@@ -211,7 +212,7 @@ class GaussianDiffusion(nn.Module):
         At t = 0 the result is the mean, without noise.
 
         Args:
-            output: what the network returned for x_t, [B, C, H, W].
+            output: the network's output for x_t, [B, C, H, W].
             eps: standard normal noise, [B, C, H, W].
         """
         mean, variance, _ = self.p_mean_variance(output, x_t, t)
@@ -219,11 +220,12 @@ class GaussianDiffusion(nn.Module):
         return mean + not_last * variance.sqrt() * eps
 
     def subsequence(self, timesteps: Int64[Tensor, " S"]) -> "GaussianDiffusion":
-        """Return the diffusion over `timesteps` alone: ᾱ is kept, and each β is recomputed from the kept ᾱ.
+        """Return the diffusion process over a subset of the timesteps: it keeps their ᾱ and recomputes β from these ᾱ.
 
-        Step i is the original timestep `timesteps[i]`, and the network must get that one (Nichol & Dhariwal 2021,
-        equation 19; Song et al. 2021, section 4.2). The result has `prediction="x0"`: convert the network's output
-        with `to_x0` of the full chain first, because a predicted mean is a mean of the full chain.
+        Step i of the result is timestep `timesteps[i]` of the full chain, and the network must receive the timestep of
+        the full chain (Nichol & Dhariwal 2021, equation 19; Song et al. 2021, section 4.2). The result has
+        `prediction="x0"`: first convert the network's output with `to_x0` of the full chain, because a predicted mean
+        belongs to a step of the full chain.
 
         Args:
             timesteps: ascending, int64 [S].

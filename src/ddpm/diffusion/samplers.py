@@ -1,11 +1,11 @@
-"""Samplers: from noise x_T to images x_0.
+"""Samplers, which turn noise x_T into images x_0.
 
     sampler(network, diffusion, x_T, randn_like) -> x_0
-    network(x_t, t) -> output;    randn_like(x) -> fresh noise of x's shape, called once a step by stochastic samplers
+    network(x_t, t) -> output;    randn_like(x) -> fresh noise of x's shape, called once per step by stochastic samplers
 
-`Sampler.iterate` goes through the timesteps, calls the network and predicts x_0; each sampler adds its `step`. The
-network always receives the original t. To add a sampler, write a subclass of `Sampler` with its `step`, and a YAML in
-`conf/sampler/`.
+`Sampler.iterate` loops over the timesteps, calls the network and computes the predicted x_0; each subclass implements
+`step`. The network always receives the timestep of the full chain. To add a sampler, write a subclass of `Sampler` that
+implements `step`, and a YAML in `conf/sampler/`.
 """
 
 import math
@@ -29,7 +29,7 @@ class SamplerStep(NamedTuple):
     """One step of a sampler."""
 
     t: int
-    """the original timestep at which the network was called"""
+    """the timestep of the full chain at which the network was called"""
     x_t: Images
     """the image after the step"""
     x0: Images
@@ -37,29 +37,29 @@ class SamplerStep(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What the steps of one pass over the timesteps share. Step i leads from `alpha_bars[i + 1]` to `alpha_bars[i]`."""
+    """The data that all steps of one sampling run share. Step i goes from `alpha_bars[i + 1]` to `alpha_bars[i]`."""
 
     diffusion: GaussianDiffusion
-    """the diffusion over the sampler's S timesteps alone"""
+    """the diffusion process over only the sampler's S timesteps"""
     alpha_bars: Float64[Tensor, " N"]
-    """ᾱ of x_0, which is 1, then of each timestep; N = S + 1"""
+    """1, which is ᾱ of x_0, then ᾱ of each of the S timesteps; N = S + 1"""
     log_snr: Float64[Tensor, " N"]
     """λ = log √ᾱ/√(1-ᾱ), infinite for x_0"""
     randn_like: RandnLike
 
 
 class Sampler(ABC):
-    """Goes from x_T to x_0 over `steps` timesteps (all of them when None).
+    """Base class of the samplers, which go from x_T to x_0 in `steps` steps (all T timesteps if None).
 
     Args:
         steps: the number S of network evaluations.
-        spacing: which timesteps, out of T: "uniform" round(linspace(0, T-1, S)); "trailing" round((i+1)·T/S) - 1;
-            "quadratic" round(linspace(0, √(T-1), S)²), denser near the image; "log_snr" even in log ᾱ/(1-ᾱ).
-            Each contains T-1.
+        spacing: how to select S of the T timesteps. "uniform": round(linspace(0, T-1, S)); "trailing":
+            round((i+1)·T/S) - 1; "quadratic": round(linspace(0, √(T-1), S)²), denser near the image; "log_snr": evenly
+            spaced in log ᾱ/(1-ᾱ). Every spacing includes T-1.
     """
 
     history = 1
-    """how many predictions of x_0 `step` receives at most"""
+    """maximum number of predictions of x_0 that `step` receives"""
 
     def __init__(self, steps: int | None = None, spacing: Spacing = "uniform"):
         if steps is not None and steps < 1:
@@ -74,7 +74,7 @@ class Sampler(ABC):
 
         Args:
             x0s: the predictions of x_0, newest first, at most `history` of them.
-            eps: the predicted noise, which belongs to `x0s[0]`.
+            eps: the predicted noise that corresponds to `x0s[0]`.
         """
 
     @torch.no_grad()
@@ -86,11 +86,12 @@ class Sampler(ABC):
         randn_like: RandnLike = torch.randn_like,
         part: slice = ALL_STEPS,
     ) -> Iterator[SamplerStep]:
-        """Yield each step from `x_T` to the image.
+        """Sample from `x_T` and yield each step.
 
         Args:
-            part: take only these steps, a slice of `timesteps(diffusion)`. `x_T` then has the noise level of the
-                slice's last timestep; the result has that of the timestep before its first (x_0 if there is none).
+            part: use only the timesteps `timesteps(diffusion)[part]`. `x_T` must have the noise level of the last of
+                these timesteps. The result has the noise level of the timestep before the first of them, or is x_0 if
+                there is no timestep before it.
 
         Raises:
             UserError: after the last step, if an output of the network was not finite.
@@ -109,8 +110,8 @@ class Sampler(ABC):
             x0s = [x0, *x0s][: self.history]
             x_t = self.step(walk, i, x_t, x0s, eps)
             yield SamplerStep(t, x_t, x0)
-        if not finite:  # checked once, since the check waits for the device
-            raise UserError("the network's output is not finite: there are no samples. Use other weights or precision.")
+        if not finite:  # checked only once, because the check waits for the device
+            raise UserError("the network's output is not finite: no samples made. Use another checkpoint or precision.")
 
     def __call__(
         self,
@@ -137,7 +138,7 @@ class Sampler(ABC):
 
 
 class Ancestral(Sampler):
-    """The reverse chain p_θ (Ho et al. 2020, algorithm 2), with the variance that `diffusion` is set to."""
+    """The reverse chain p_θ (Ho et al. 2020, algorithm 2), with the variance of `diffusion`."""
 
     def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
         now = torch.full((len(x_t),), i, dtype=torch.int64, device=x_t.device)
@@ -149,13 +150,13 @@ class DDIM(Sampler):
     """Denoising diffusion implicit models (Song et al. 2021, equations 12 and 16).
 
     Args:
-        eta: 0 is deterministic; 1 over all steps is the ancestral chain of small variance.
+        eta: η between 0 and 1. 0 is deterministic; 1 with all T timesteps is the ancestral chain with small variance.
     """
 
     def __init__(self, steps: int | None = None, eta: float = 0.0, spacing: Spacing = "uniform"):
         super().__init__(steps, spacing)
         if not 0 <= eta <= 1:
-            raise ValueError(f"DDIM's eta lies between 0 and 1, not {eta}.")
+            raise ValueError(f"DDIM's eta must be between 0 and 1, not {eta}.")
         self.eta = eta
 
     def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
@@ -170,8 +171,9 @@ class DPMSolverPP(Sampler):
     """DPM-Solver++ (Lu et al. 2022b, algorithm 2): a multistep solver of the probability-flow ODE in λ.
 
     It extrapolates from the last `order` predictions of x_0, so that each step calls the network once. Order 1 is
-    DDIM. The first steps have fewer predictions and are of lower order. So are the last ones, since λ is infinite at
-    x_0: the last step returns the predicted x_0 (order 1), and the one before it is at most of order 2.
+    DDIM. The first steps have a lower order, because fewer predictions exist. The last steps also have a lower order,
+    because λ is infinite at x_0: the last step returns the predicted x_0 (order 1), and the step before it has at most
+    order 2.
 
     Args:
         order: 1, 2 or 3.
@@ -208,7 +210,7 @@ class DPMSolverPP(Sampler):
             return x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
         if len(x0s) == 3:
             near, far = _slope(x0s, h / between[0]), _slope(x0s[1:], h / between[1])
-            curvature = 2 * (near - far) * (h / (between[0] + between[1]))  # the authors' code lacks the 2
+            curvature = 2 * (near - far) * (h / (between[0] + between[1]))  # the authors' code lacks the factor 2
             slope = near + between[0] / h * curvature / 2
             return x + math.sqrt(after) * ((1 - gain / h) * slope - ((h - gain) / h**2 - 1 / 2) * curvature)
         return x
@@ -217,7 +219,7 @@ class DPMSolverPP(Sampler):
 class SDEDPMSolverPP(DPMSolverPP):
     """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): solves the reverse SDE, with fresh noise in each step.
 
-    Order 1 is DDIM with η = 1, the ancestral chain of small variance.
+    Order 1 is DDIM with η = 1, which is the ancestral chain with small variance.
 
     Args:
         order: 1 or 2.
@@ -237,5 +239,5 @@ class SDEDPMSolverPP(DPMSolverPP):
 
 
 def _slope(x0s: Sequence[Images], ratio: float) -> Images:
-    """Return the change of the prediction over a step `ratio` times as long as the gap between the newest two."""
+    """Extrapolate the change between the newest two predictions of x_0 to a step `ratio` times their gap in λ."""
     return (x0s[0] - x0s[1]) * ratio

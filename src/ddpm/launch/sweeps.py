@@ -1,6 +1,6 @@
-"""A sweep: many jobs of one command. All jobs are checked before the first one starts, and compared after the last.
+"""Run a grid sweep: check all jobs before the first one starts, launch them, and compare their results at the end.
 
-This module imports no torch; the commands that it checks do.
+This module does not import torch; the commands that it checks do.
 """
 
 import itertools
@@ -32,12 +32,12 @@ def run_sweep(
     """Check all jobs of a grid, launch those that are not finished, and show all results.
 
     Args:
-        config: the config of the sweep, with Hydra's part.
-        overrides: the overrides of the sweep; the jobs are all combinations of their values.
+        config: the config of the sweep, including the `hydra` node.
+        overrides: the overrides of the sweep. There is one job for each combination of their values.
 
     Raises:
-        UserError: a job is impossible, and nothing was started; or jobs failed, after all had their turn. Jobs held
-            by another process are not failures.
+        UserError: a job is impossible (no job was started), or jobs failed (all jobs were tried). A job that another
+            process trains is not a failure.
     """
     command = load_command(config.hydra.job.config_name)
     swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
@@ -64,14 +64,14 @@ def run_sweep(
         if result.status != JobStatus.COMPLETED
     ]
     if elsewhere := [name for name, plan in not_completed if is_done_elsewhere(plan)]:
-        display.console.print(f"Left to other processes, which had them first: {'; '.join(elsewhere)}")
+        display.console.print(f"Skipped, because another process trained them first: {'; '.join(elsewhere)}")
     if failed := [name for name, _ in not_completed if name not in elsewhere]:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     return returns
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of each job: all combinations of the values. The last of several overrides of one key counts.
+    """Return the overrides of each job: all combinations of the values. The last override of a key wins.
 
     Raises:
         UserError: an override is an interval, which has no list of values.
@@ -84,18 +84,18 @@ def grid(overrides: Sequence[Override]) -> list[list[str]]:
         elif override.is_discrete_sweep():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
-            raise UserError(f"{override.input_line}: a grid needs a list of values; a search takes an interval, "
-                            "with hydra/sweeper=optuna.")  # fmt: skip
+            raise UserError(f"{override.input_line}: a grid needs a list of values. For an interval, use a "
+                            "search: hydra/sweeper=optuna.")  # fmt: skip
     return [list(job) for job in itertools.product(*choices.values())]
 
 
 def swept_keys_override(swept: Sequence[str]) -> str:
-    """The override that tells a job which keys its sweep varies."""
+    """Return the override that tells a job which keys its sweep varies."""
     return f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"
 
 
 def is_done_elsewhere(plan: Plan) -> bool:
-    """Whether another process trains the run of a job, or has finished it."""
+    """Return whether another process trains the run of a job, or has finished it."""
     finished = plan.steps is not None and Run.read(plan.directory).is_finished(plan.steps)
     return finished or is_locked(plan.directory)
 
@@ -103,10 +103,10 @@ def is_done_elsewhere(plan: Plan) -> bool:
 def check_jobs(
     config: DictConfig, jobs: Sequence[Sequence[str]], swept: Sequence[str], loader: ConfigLoader, command: Command
 ) -> list[Plan]:
-    """Plan each job.
+    """Compose and check each job, and return the plans.
 
     Raises:
-        UserError: names every job that does not compose or cannot be built, and jobs that are the same run.
+        UserError: jobs do not compose, cannot be built, or are the same run. The message names all of them.
     """
     plans: list[Plan] = []
     problems: list[str] = []
@@ -120,8 +120,8 @@ def check_jobs(
         else:
             names[plans[-1].directory].append(job_name(job, swept))
     problems += [
-        f"  {' and '.join(same)} are the same run, {directory}: they differ only in settings that do not make "
-        "another run"
+        f"  {' and '.join(same)} are the same run, {directory}: they differ only in settings that do not "
+        "change a run's directory"
         for directory, same in names.items()
         if len(same) > 1
     ]
@@ -134,7 +134,7 @@ def plan_job(config: DictConfig, job: Sequence[str], loader: ConfigLoader, comma
     """Compose and check one job of a sweep, and return what it would do.
 
     Raises:
-        UserError, HydraException: its config does not compose, or cannot be built.
+        UserError, HydraException: the job's config does not compose, or its objects cannot be built.
     """
     with as_current_job(loader.load_sweep_config(config, list(job))) as task_config:
         check_values(config.hydra.job.config_name, task_config)

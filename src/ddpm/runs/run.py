@@ -21,7 +21,7 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 @dataclass
 class Run:
-    """A run's directory and its status. To train there, use `Run.open`."""
+    """A run's directory and its status. To train in the directory, use `Run.open`."""
 
     directory: Path
     status: Status
@@ -32,17 +32,17 @@ class Run:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Return the run as it is on disk, without its lock."""
+        """Return the run as it is on disk, without locking it."""
         return cls(directory, Status.read(directory) or Status())
 
     @classmethod
     @contextmanager
     def open(cls, directory: Path) -> Iterator[Self]:
-        """Make the directory if needed and hold its lock. The lock ends with the process, also after a crash.
+        """Create the directory if needed, and hold its lock in the `with` block. A crash also releases the lock.
 
         Raises:
-            UserError: another process holds the lock, the directory is not writable, its file system has no locks, or a
-                link in it leads out of it.
+            UserError: another process holds the lock, the directory is not writable, its file system does not
+                support locks, or a link in the directory points outside it.
         """
         check_links(directory)
         make_folder(directory)
@@ -60,7 +60,7 @@ class Run:
             ) from error
         try:
             for orphan in (*directory.glob(".*.tmp"), *directory.glob("checkpoints/.*.tmp")):
-                orphan.unlink()  # left by a process that was killed during a write
+                orphan.unlink()  # from a process that was killed while it wrote
             run = cls.read(directory)
             run.lock = (directory / ".lock").stat()
             yield run
@@ -83,33 +83,33 @@ class Run:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process holds the lock of the directory at this path. Somebody may have deleted that one."""
+        """Whether the directory is still the one that this process locked: a user may have deleted or replaced it."""
         path = self.directory / ".lock"
         return self.lock is None or (path.exists() and os.path.samestat(path.stat(), self.lock))
 
     def check_ours(self) -> None:
-        """Raise UserError if the directory was deleted, even if another process has made it again."""
+        """Raise a UserError if the directory was deleted, even if another process has created it again."""
         if not self.is_ours:
             raise UserError(f"{self.directory} was deleted while this process trained in it. The training stops.")
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Update metrics.json: `step`, and the newest value of each metric. Metrics of earlier processes stay."""
+        """Write `step` and the newest value of each metric to metrics.json. Other metrics keep their value."""
         self.check_ours()
         newest = {**self.read_metrics(), **metrics}
         write_json(self.directory / "metrics.json", {**dict(sorted(newest.items())), "step": step})
 
     def read_metrics(self) -> dict[str, Any]:
-        """Return the content of metrics.json, empty if there is none."""
+        """Return the content of metrics.json, or an empty dict if the file does not exist."""
         return read_json(self.directory / "metrics.json")
 
     def end(self, state: State, step: int, error: str | None = None) -> None:
-        """Write into status.json how the training ended."""
+        """Record in status.json how the training ended."""
         self.status.state, self.status.step, self.status.error = state, step, error
         if self.is_ours:
             self.status.write(self.directory)
 
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
-        """Replace the checkpoint `path` by `data`. A kill at any moment leaves the old file or the new one, complete.
+        """Replace the checkpoint `path` by `data` atomically: a kill leaves either the old or the new file, complete.
 
         The old last.ckpt becomes previous.ckpt, unless it is damaged.
 
@@ -126,10 +126,10 @@ class Run:
         self.damaged.discard(path.name)
 
     def newest_intact_checkpoint(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
-        """Return the checkpoint to continue from, None if there is none. `warn` gets a message for each damaged one.
+        """Return the checkpoint to continue from, or None. `warn` is called with a message for each damaged checkpoint.
 
         Raises:
-            UserError: there are checkpoints, and all are damaged.
+            UserError: checkpoints exist, but all are damaged.
         """
         found = self.list_checkpoints()
         for path in found:
@@ -149,7 +149,7 @@ class Run:
 
 
 def _remove_if_unused(directory: Path) -> None:
-    """Remove a run's directory that holds only the lock, and the empty folders above it."""
+    """Remove a run's directory if it contains only the lock, and then the empty folders above it."""
     if [path.name for path in directory.glob("*")] in ([], [".lock"]) and directory.is_dir():
         (directory / ".lock").unlink(missing_ok=True)
         for folder in (directory, *directory.parents[:3]):  # outputs/train/<experiment>/<overrides>
@@ -162,10 +162,10 @@ def _remove_if_unused(directory: Path) -> None:
 def is_locked(directory: Path) -> bool:
     """Return whether a process trains in the directory."""
     try:
-        with (directory / ".lock").open("rb") as file:  # only read: the run may be another user's
+        with (directory / ".lock").open("rb") as file:  # opened for reading: the file may belong to another user
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
-        return error.errno == errno.ENOSYS  # without flock, a FileLock is held as long as its file exists
+        return error.errno == errno.ENOSYS  # without flock, the FileLock counts as held while its file exists
     return False

@@ -1,4 +1,4 @@
-"""DDPM, the LightningModule: a network, the diffusion that it reverses, and how it is trained."""
+"""`DDPM`, the LightningModule that trains a network to reverse a diffusion process, and samples from it."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,30 +26,33 @@ from ddpm.training.learning_rate import warmup_and_decay
 from ddpm.training.lightning_internals import logged_step
 
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
-"""draw(batch_size, num_steps, generator) -> int64 [B] on the CPU"""
+"""draw(batch_size, num_steps, generator) -> timesteps, int64 [B] on the CPU"""
 
 
 class DDPM(L.LightningModule):
-    """A denoising diffusion model: trains `network` and keeps the exponential moving average of its weights, `ema`.
+    """A denoising diffusion model: trains `network` and keeps an exponential moving average of its weights in `ema`.
 
-    Validation and sampling use the average. Timesteps and noise of training are functions of the seed and the number
-    of batches done. They are drawn for the global batch and sliced by rank, so a resumed run ends in the same bits.
+    Validation and sampling use the averaged weights. The timesteps and the noise of a training step depend only on the
+    seed and the number of batches done, so a resumed run is bitwise identical to an uninterrupted run. They are drawn
+    for the global batch, and each rank takes its slice.
 
-    A subclass is named by `module._target_` in the config; further keys of `module` go to its constructor.
+    To train a subclass, set `module._target_` in the config; the other keys of `module` are arguments of its
+    constructor.
 
     Args:
         network: network(x_t [B, C, H, W], t [B], **condition) -> output [B, C, H, W].
-        diffusion: the process, and what the network predicts.
+        diffusion: the diffusion process, with the type of the network's prediction.
         image_shape: (C, H, W).
-        objective: computes the losses; it calls the network.
+        objective: calls the network and computes the loss of each image.
         draw_timesteps: draws the timesteps of the global batch.
-        optimizer: parameters -> optimizer.
+        optimizer: builds the optimizer from the parameters to train.
         warmup_steps: the learning rate rises linearly over these steps, then stays constant.
         decay_steps: if given, the learning rate falls to zero along a half cosine from the end of the warm-up to
             this step.
-        ema_decay: decay of the average per step; smaller in the first steps.
-        seed: of the draws in training.
-        config: the resolved config as plain data. Checkpoints carry it and are loaded by it.
+        ema_decay: decay of the moving average per optimizer step; the decay is smaller in the first steps.
+        seed: seed of all random numbers in training: timesteps, noise, dropout.
+        config: the resolved config as plain data. Each checkpoint contains it, and `load_model` rebuilds the model from
+            it.
 
     Raises:
         ValueError: the network does not fit `image_shape`, or a setting is out of its range.
@@ -81,21 +84,21 @@ class DDPM(L.LightningModule):
         self.seed = seed
         self.ema = moving_average(network, ema_decay)
         self.gradient_norm = torch.zeros(())
-        self.newest: dict[str, float] = {}  # of what `log_now` has logged
+        self.newest: dict[str, float] = {}  # the newest value of each metric from `log_now`
         names = ("loss", "bpd", "loss_q1", "loss_q2", "loss_q3", "loss_q4")
-        # Other strategies leave NaN out.
+        # "disable" keeps NaN in the mean, so that `on_validation_epoch_end` finds it.
         means: dict[str, Metric | MetricCollection] = {name: MeanMetric(nan_strategy="disable") for name in names}
         self.validation_metrics = MetricCollection(means, compute_groups=False)
         self._check_network()
 
     def _check_network(self) -> None:
-        """Call the network once, so that an image size that it cannot take shows before training.
+        """Call the network once, to find out before training whether it accepts the image size.
 
-        On the meta device, which computes shapes alone: a checkpoint may ask for huge images.
+        The call uses the meta device, which computes only shapes: a checkpoint may ask for huge images.
         """
         try:
             shape = self._output_shape("meta")
-        except (RuntimeError, NotImplementedError):  # the network makes tensors on the CPU, or reads their numbers
+        except (RuntimeError, NotImplementedError):  # the network creates CPU tensors or reads values
             shape = self._output_shape("cpu")
         if shape != (1, *self.image_shape):
             raise ValueError(
@@ -110,7 +113,7 @@ class DDPM(L.LightningModule):
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the network returns a {type(output).__name__}, and one tensor [B, C, H, W] is needed: wrap it in a "
-                "module whose forward returns that part (`.sample` of diffusers)."
+                "module whose forward returns this tensor (`.sample` of a diffusers output)."
             )
         return tuple(output.shape)
 
@@ -124,13 +127,13 @@ class DDPM(L.LightningModule):
         self.check_finite(checkpoint["state_dict"])
 
     def check_finite(self, state: Mapping[str, Tensor]) -> None:
-        """Raise a UserError if a weight in the state of this module is NaN or infinite. Buffers may be infinite."""
+        """Raise a UserError if a parameter in the state dict has a NaN or infinite value. Buffers may be infinite."""
         for name, _ in self.named_parameters():
             if name in state and not state[name].isfinite().all():
-                raise UserError(f"the weight {name} is not finite: it holds NaN or infinity.")
+                raise UserError(f"the weight {name} is not finite: it contains NaN or infinity.")
 
     def condition(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """What the network takes besides x_t and t for the images of a batch. Override it for a conditional network."""
+        """Return the network's keyword arguments for a batch besides x_t and t. Override this in conditional models."""
         return {}
 
     # Training ---------------------------------------------------------------------------------------------------
@@ -152,34 +155,34 @@ class DDPM(L.LightningModule):
         self.batch_loss = loss.detach()
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if self.logs_this_step:
-            t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # of the global batch
+            t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # now of the global batch
             self.log_now({"train/loss": losses.mean()})
             self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
-        # A loss that is not finite makes the gradient NaN, in all processes. `optimizer_step` finds it there.
+        # If the loss is not finite, this makes the gradient NaN in all processes, and `optimizer_step` raises an error.
         return loss * (1 + 0 * self.batch_loss)
 
     @property
     def logs_this_step(self) -> bool:
-        """Whether the current training step is one whose numbers are logged."""
+        """Whether metrics are logged in the current training step."""
         trainer = self.trainer
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         return batches % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0  # type: ignore[attr-defined]
 
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
-        """Log numbers of the training at once. Lightning's `log` would log them after the step's checkpoint."""
+        """Log training metrics immediately: Lightning's `log` would write them only after the step's checkpoint."""
         numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
         self.newest |= numbers
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, logged_step(self.trainer))
 
     def _by_quarter(self, t: Tensor, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The losses in each quarter of the timesteps, q1 nearest to the image."""
+        """Yield the name and the losses of each quarter of the timesteps; loss_q1 has the least noise."""
         quarters = 4 * t // self.diffusion.num_steps
         for quarter in range(4):
             yield f"loss_q{quarter + 1}", losses[quarters == quarter]
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The weights of the network, and of an objective that has some; those of the average are frozen."""
+        """Return the parameters of the network and of an objective that has some. The average is frozen."""
         return [weight for weight in self.parameters() if weight.requires_grad]
 
     def configure_gradient_clipping(
@@ -198,13 +201,13 @@ class DDPM(L.LightningModule):
             self.log_now({"train/grad_norm": self.gradient_norm})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make the step, check it, and update the average.
+        """Make the optimizer step, check that its gradient was finite, and update the moving average.
 
         Raises:
             UserError: the loss or its gradient is not finite. No checkpoint of the new weights is written.
         """
         super().optimizer_step(*args, **kwargs)
-        # Here, where updating the average waits for the device anyway.
+        # The check is here because updating the average waits for the device anyway.
         if not self.gradient_norm.isfinite() and not self._scaler_skipped_step():
             raise UserError(
                 f"the loss or its gradient is not finite at step {self.global_step} (gradient norm "
@@ -214,7 +217,7 @@ class DDPM(L.LightningModule):
         self.ema.update_parameters(self.network)
 
     def _scaler_skipped_step(self) -> bool:
-        """Whether the gradient overflowed float16, so that the step was left out, and a smaller scale may help."""
+        """Return whether the scaler skipped the step after a float16 overflow that a lower scale may avoid."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler is not None and scaler.get_scale() >= 1 and bool(self.batch_loss.isfinite())
 
@@ -239,9 +242,9 @@ class DDPM(L.LightningModule):
         self._images_validated = 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and bound at timesteps and noise that depend on the image's index alone.
+        """Compute the loss and the bound of each image, at timesteps and noise that depend only on the image's index.
 
-        In float32, since the rounding of bfloat16 adds to the bound.
+        The computation is in float32, because the rounding of bfloat16 increases the bound.
         """
         x0, _ = batch
         condition = self.condition(batch)
@@ -290,14 +293,14 @@ class DDPM(L.LightningModule):
         batch_size: int = 256,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Images drawn with the average, [N, C, H, W] in [-1, 1], on the model's device.
+        """Return images sampled with the averaged weights, [N, C, H, W] in [-1, 1], on the model's device.
 
         Args:
-            sampler: if None, SDE-DPM-Solver++ with `steps` network evaluations, or else the ancestral chain.
-            steps: network evaluations; not together with `sampler`, which has its own.
-            seed: image i is a function of (seed, i), up to rounding; drawn at random if None.
-            batch_size: images drawn at once.
-            on_step: called after each step with the number of images of the batch.
+            sampler: if None, SDE-DPM-Solver++ when `steps` is given, else the ancestral chain over all timesteps.
+            steps: number of network evaluations; only without `sampler`, which has its own number of steps.
+            seed: image i depends only on (seed, i), up to rounding. If None, the seed is random.
+            batch_size: images sampled at once.
+            on_step: called after each step of a batch with its number of images.
         """
         if sampler is None:
             sampler = Ancestral() if steps is None else SDEDPMSolverPP(steps, spacing="trailing")
@@ -308,10 +311,10 @@ class DDPM(L.LightningModule):
         return torch.cat([self.sample_images(indices.tolist(), sampler, seed, on_step) for indices in batches])
 
     def check_sampler(self, sampler: Sampler) -> int:
-        """The number of steps that `sampler` takes with this model's diffusion.
+        """Return the number of steps that `sampler` takes with this model's diffusion process.
 
         Raises:
-            UserError: it cannot take them.
+            UserError: the sampler's settings do not fit the process, for example more steps than timesteps.
         """
         try:
             return len(sampler.timesteps(self.diffusion))
@@ -321,7 +324,7 @@ class DDPM(L.LightningModule):
     def sample_images(
         self, indices: Sequence[int], sampler: Sampler, seed: int, on_step: Callable[[int], None] | None = None
     ) -> Tensor:
-        """The images with these indices among those that `sample` draws with a seed, [len(indices), C, H, W]."""
+        """Return the images of `sample(..., seed=seed)` with the given indices, [len(indices), C, H, W]."""
         randn_like = ImageNoise(Stream.SAMPLING, seed, indices=indices)
         x_t = randn_like(torch.empty(len(indices), *self.image_shape, device=self.device))
         for step in sampler.iterate(self.ema, self.diffusion, x_t, randn_like):

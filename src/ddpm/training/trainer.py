@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: its settings are checked, it is built, and it trains."""
+"""Build Lightning's Trainer for a run, train with it, and turn its known failures into clear messages."""
 
 import warnings
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ from ddpm.training.trainer_options import in_batches
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageData) -> L.Trainer:
-    """Build the Trainer of a run. It writes nothing until `connect` gives it the run's directory.
+    """Build the Trainer of a run. The Trainer writes nothing until `connect` gives it the run's directory.
 
     Raises:
-        UserError: a setting that Lightning refuses.
+        UserError: Lightning refuses a setting.
     """
     quieten_lightning()
     check_tasks(cfg.trainer)
     try:
         ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
         plugins = cluster_environment()
-        for plugin in plugins:  # Lightning does not check this here; each process would then train alone
+        for plugin in plugins:  # without this check, wrong settings would let each process train alone
             plugin.validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             **in_batches(cfg.trainer, data),
@@ -45,7 +45,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
             logger=False,
             plugins=plugins,
             default_root_dir=cfg.paths.run,
-            use_distributed_sampler=False,  # the data's own sampler knows the ranks
+            use_distributed_sampler=False,  # `ImageData` divides the batches among the ranks
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -54,9 +54,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
 
 
 def connect(trainer: L.Trainer, run: Run | None, loggers: Sequence[Logger]) -> None:
-    """Let the Trainer write: to the loggers, and into the run's directory unless `run` is None.
+    """Give the Trainer its loggers and, unless `run` is None, the run's directory to write checkpoints and status.
 
-    Only the first process has a `run`.
+    `run` is None in all processes except the first.
     """
     trainer.loggers = list(loggers)
     if run is None:
@@ -68,7 +68,7 @@ def connect(trainer: L.Trainer, run: Run | None, loggers: Sequence[Logger]) -> N
 
 
 def speed_up(model: DDPM, channels_last: bool, compiled: bool) -> None:
-    """Set the memory format of both networks, and compile them in place: the names of their weights stay."""
+    """Set the memory format of the network and its average, and compile both in place, which keeps parameter names."""
     for network in (model.network, model.ema.module):
         if channels_last:
             network.to(memory_format=torch.channels_last)
@@ -78,18 +78,18 @@ def speed_up(model: DDPM, channels_last: bool, compiled: bool) -> None:
 
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the moving average is always in evaluation mode
-    "Checkpoint directory .* exists and is not empty",  # a run that continues
-    "Experiment logs directory .* exists and is not empty",  # the same, by CSVLogger
-    ".*LeafSpec",  # a FutureWarning that Lightning's own code causes, like the next
+    "Checkpoint directory .* exists and is not empty",  # when a run resumes
+    "Experiment logs directory .* exists and is not empty",  # the same, from CSVLogger
+    ".*LeafSpec",  # a FutureWarning; Lightning's own code causes it, and the next one too
     "torch.distributed.nn.functional.all_gather is deprecated",
-    r"Detected call of `lr_scheduler.step\(\)` before",  # 16-mixed leaves out the first steps until it has a scale
-    "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP: slightly slower
+    r"Detected call of `lr_scheduler.step\(\)` before",  # 16-mixed skips the first steps until it has found a scale
+    "Grad strides do not match bucket view strides",  # from 1×1 convolutions in DDP; costs little speed
 )
-"""patterns of messages; Lightning and torch give these warnings no category of their own"""
+"""regular expressions for messages, because these warnings have no category of their own to filter by"""
 
 
 def expect_warnings() -> None:
-    """Hide the warnings that say nothing to the user of a run."""
+    """Ignore the warnings that are normal in a run and need no action from the user."""
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
@@ -98,7 +98,8 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
     """Train from the checkpoint, or from the start if it is None.
 
     Raises:
-        UserError: Lightning refuses a setting, the memory is too small, or another process of the run has ended.
+        UserError: Lightning refuses a setting, memory runs out, another process of the run or a data worker has ended,
+            or DDP or anomaly detection reports an error.
     """
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
@@ -108,29 +109,29 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
         if is_out_of_memory(error):
             problem = out_of_memory(trainer, model, data)
         elif trainer.world_size > 1 and is_lost_process(error):
-            problem = "another process of this run has ended; its message is above. The same command continues."
+            problem = "another process of this run has ended; its message is above. The same command continues the run."
         elif "find_unused_parameters" in str(error):
             problem = unused_weights(model)
         elif data.num_workers and ("DataLoader worker" in str(error) or isinstance(error.__context__, OSError)):
             problem = (
-                "the processes that load batches have ended, or could not start: is the memory or /dev/shm too small? "
-                "data.num_workers=0 needs none."
+                "the data workers have ended, or could not start: is the memory or /dev/shm too small? "
+                "data.num_workers=0 needs no worker processes."
             )
         elif "returned nan values in its" in str(error):
-            problem = f"{error} trainer.detect_anomaly=true found this. The forward call is above."
+            problem = f"{error} trainer.detect_anomaly=true found this. The traceback of the forward call is above."
         else:
             raise
     else:
         return
-    raise UserError(problem)  # outside the `except`: a traceback would keep the tensors of the failed step
+    raise UserError(problem)  # outside the `except`, whose traceback would keep the tensors of the failed step
 
 
 def unused_weights(model: DDPM) -> str:
-    """Return a message that names weights without a gradient, for which the processes of DDP wait in vain."""
+    """Return a message that names the weights without a gradient. DDP needs a gradient for every weight."""
     names = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     return (
         f"weights that the loss does not use: {', '.join(names[:5]) or 'none in the first process'}"
-        f"{' …' if len(names) > 5 else ''}. With several processes, remove them or set requires_grad=False."
+        f"{' …' if len(names) > 5 else ''}. With several processes, remove these weights or set requires_grad=False."
     )
 
 
@@ -143,17 +144,17 @@ def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
     return (
         f"out of memory on {device_name(device)} ({total_memory(device) / 2**30:.1f} GiB), with a network of "
         f"{parameters:,} weights and, in each process, batches of {images} images of {shape} in {trainer.precision}. "
-        "Lower data.batch_size (trainer.accumulate_grad_batches adds up several batches to a step) or model.channels, "
+        "Lower data.batch_size (trainer.accumulate_grad_batches combines several batches in a step) or model.channels, "
         "or use more devices."
     )
 
 
 def why_stopped(trainer: L.Trainer) -> tuple[State, str] | None:
-    """Return how a callback ended the training before its last step, and why. None if it made all its steps.
+    """Return the final state and the reason if a callback ended the training early. None if all steps were made.
 
-    The reason of a search's pruning is its callback's attribute `reason`: the run is "pruned". A time limit can be
-    raised: the run is "finished", and continues with a later limit. Any other callback, as EarlyStopping, stops the
-    run for good: it is "stopped".
+    The state is "pruned" if a search's pruning callback ended the run; the callback's attribute `reason` says why. The
+    state is "finished" after a time limit, because a larger limit continues the run. The state is "stopped" after any
+    other callback, such as EarlyStopping, because the run does not continue.
     """
     if trainer.global_step >= trainer.max_steps:
         return None
