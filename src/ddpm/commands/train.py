@@ -40,7 +40,7 @@ from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.loggers import build_loggers, check_loggers, log_config, log_swept, logger_nodes
 from ddpm.training.module import DDPM
-from ddpm.training.overview import changed_settings, expected_memory, flops_per_image
+from ddpm.training.overview import summary, swept_settings
 from ddpm.training.trainer import (
     build_trainer,
     connect,
@@ -201,10 +201,10 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
         connect(trainer, run, build_loggers(cfg.logger, run, step))
         for logger in trainer.loggers:
             log_config(logger, config, text, step)
-            if swept := swept_hyperparameters(config):
+            if swept := swept_settings(config):
                 log_swept(logger, swept)
         display.console.print(f"{f'Continuing from step {step}' if checkpoint else 'Training'}: {directory}")
-        print_summary(cfg, model, trainer)
+        display.console.print(*summary(cfg, model, trainer), sep="\n")
         speed_up(model, cfg.channels_last, cfg.compile)
 
         try:
@@ -247,27 +247,6 @@ def set_aside(directory: Path) -> None:
     """Rename a run's directory, unless a process trains in it."""
     with Run.open(directory):
         directory.rename(directory.with_name(f"{directory.name}.before-{datetime.now():%Y%m%d-%H%M%S}"))
-
-
-def swept_hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's values of the keys that its sweep varies. The value of a group is the name of its option."""
-    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
-    values = OmegaConf.create({"config": dict(config)})
-    choices = HydraConfig.get().runtime.choices
-    return {key: choices[key] if key in choices else OmegaConf.select(values, f"config.{key}") for key in keys}
-
-
-def print_summary(cfg: DictConfig, model: DDPM, trainer: L.Trainer) -> None:
-    """Print settings, size and device of a run in three lines."""
-    parameters = sum(p.numel() for p in model.network.parameters())
-    memory = expected_memory(model, cfg.data.batch_size // trainer.world_size)
-    for line in (
-        f"settings: {' '.join(changed_settings(cfg)) or 'the defaults'}",
-        f"network: {parameters:,} parameters, {flops_per_image(model) / 1e9:.3g} GFLOPs per image (forward pass)",
-        f"device: {device_name(trainer.strategy.root_device)}; precision {trainer.precision}; training needs about "
-        f"{memory / 1e6:,.0f} MB per process (weights, average, gradients, Adam state, float32 activations of a batch)",
-    ):
-        display.console.print(line)
 
 
 def report(run: Run, how: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Self
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -18,6 +17,7 @@ from ddpm.devices import shard
 from ddpm.diffusion import Ancestral, GaussianDiffusion, Objective, Sampler, SDEDPMSolverPP, Simple, vlb_terms
 from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
+from ddpm.models.contract import check_network
 from ddpm.runs.checkpoints import FORMAT
 from ddpm.secrets import mask_values
 from ddpm.seeding import ImageNoise, Stream, evenly_spread, generator, seed_at
@@ -89,33 +89,7 @@ class DDPM(L.LightningModule):
         # "disable" keeps NaN in the mean, so that `on_validation_epoch_end` finds it.
         means: dict[str, Metric | MetricCollection] = {name: MeanMetric(nan_strategy="disable") for name in names}
         self.validation_metrics = MetricCollection(means, compute_groups=False)
-        self._check_network()
-
-    def _check_network(self) -> None:
-        """Call the network once, to find out before training whether it accepts the image size.
-
-        The call uses the meta device, which computes only shapes: a checkpoint may ask for huge images.
-        """
-        try:
-            shape = self._output_shape("meta")
-        except (RuntimeError, NotImplementedError):  # the network creates CPU tensors or reads values
-            shape = self._output_shape("cpu")
-        if shape != (1, *self.image_shape):
-            raise ValueError(
-                f"the network turns images of shape {[1, *self.image_shape]} into {list(shape)}: both must be equal."
-            )
-
-    @torch.no_grad()
-    def _output_shape(self, device: str) -> tuple[int, ...]:
-        tensors = [*self.ema.named_parameters(), *self.ema.named_buffers()]
-        arguments = torch.zeros(1, *self.image_shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-        output = functional_call(self.ema, {name: x.to(device) for name, x in tensors}, arguments)
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"the network returns a {type(output).__name__}, and one tensor [B, C, H, W] is needed: wrap it in a "
-                "module whose forward returns this tensor (`.sample` of a diffusers output)."
-            )
-        return tuple(output.shape)
+        check_network(self.ema, image_shape)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT

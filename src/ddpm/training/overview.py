@@ -1,8 +1,10 @@
 """What a run will use: settings, operations, memory. Printed when it starts."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -10,9 +12,31 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.config import leaves
+from ddpm.devices import device_name
+from ddpm.runs import SWEPT_KEYS
 from ddpm.training.module import DDPM
 
 NOT_SHOWN = ("paths.", "restart", "dry_run", "not_identity")
+
+
+def summary(cfg: DictConfig, model: DDPM, trainer: L.Trainer) -> list[str]:
+    """Return three lines: settings that differ from the defaults; size of the network; device, precision, memory."""
+    parameters = sum(p.numel() for p in model.network.parameters())
+    memory = expected_memory(model, cfg.data.batch_size // trainer.world_size)
+    return [
+        f"settings: {' '.join(changed_settings(cfg)) or 'the defaults'}",
+        f"network: {parameters:,} parameters, {flops_per_image(model) / 1e9:.3g} GFLOPs per image (forward pass)",
+        f"device: {device_name(trainer.strategy.root_device)}; precision {trainer.precision}; training needs about "
+        f"{memory / 1e6:,.0f} MB per process (weights, average, gradients, Adam state, float32 activations of a batch)",
+    ]
+
+
+def swept_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run's values of the keys that its sweep varies. The value of a group is the name of its option."""
+    keys = [key for key in os.environ.get(SWEPT_KEYS, "").split(",") if key]
+    values = OmegaConf.create({"config": dict(config)})
+    choices = HydraConfig.get().runtime.choices
+    return {key: choices[key] if key in choices else OmegaConf.select(values, f"config.{key}") for key in keys}
 
 
 def changed_settings(cfg: DictConfig) -> list[str]:
