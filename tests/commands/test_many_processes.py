@@ -45,7 +45,7 @@ def witness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    names = [name for name in events.Tags()["scalars"] if name.startswith(("train/", "val/"))]
+    names = [name for name in events.Tags()["scalars"] if name.startswith(("train/", "val/", "watch/grad"))]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 

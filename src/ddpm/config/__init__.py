@@ -59,7 +59,8 @@ def _reason(error: BaseException) -> str:
     first = message.splitlines()[0] if message else ""
     if isinstance(error, ImportError) or first.startswith("Error locating target"):
         return f"{re.split(', se[et] ', first)[0]}: is its folder on PYTHONPATH? (DDPM_DEBUG=1 shows more)"
-    return f"{first}\n{type(error).__name__}: {error} (DDPM_DEBUG=1 shows where)"
+    cause = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{first}\n{cause} (DDPM_DEBUG=1 shows where)"
 
 
 def option_name(target: str) -> str:

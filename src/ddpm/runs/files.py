@@ -93,14 +93,15 @@ def _refuse(text: str) -> None:
 
 
 def check_links(directory: Path) -> None:
-    """Raise a UserError for a symbolic link below a directory that leads out of it: we would write elsewhere."""
+    """Raise a UserError for a symbolic link by which a run would write outside its directory.
+
+    The run writes into the directory itself and the folders in it. What lies deeper belongs to a logger, such as W&B,
+    which makes links itself.
+    """
     inside = directory.resolve()
-    for folder, folders, files in os.walk(directory):
-        for path in (Path(folder) / name for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise UserError(
-                    f"{path} is a link that leads out of the run's directory: replace it by what it links to."
-                )
+    for path in (*directory.glob("*"), *directory.glob("*/*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path} is a link that leads out of the run's directory: replace it by what it links to.")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -98,7 +98,7 @@ class DDPM(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.newest = checkpoint.get("newest", {})
-        self.check_finite(checkpoint["state_dict"])
+        self.check_finite(checkpoint.get("state_dict", {}))  # FSDP restores the weights itself
 
     def check_finite(self, state: Mapping[str, Tensor]) -> None:
         """Raise a UserError if a parameter in the state dict has a NaN or infinite value. Buffers may be infinite."""
