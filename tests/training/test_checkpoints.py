@@ -200,6 +200,8 @@ def test_a_model_made_in_python_loads_by_lightnings_own_way(tmp_path):
     fit(small_model(seed=1), 2).save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="does not hold the config"):
         load_model(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"ddpm\.load\(path\)"):
+        DDPM.load_from_checkpoint(tmp_path / "a.ckpt")
     other = small_model(seed=1)
     loaded = DDPM.load_from_checkpoint(
         tmp_path / "a.ckpt", network=other.network, diffusion=other.diffusion, image_shape=other.image_shape

@@ -91,6 +91,20 @@ class DDPM(L.LightningModule):
         self.validation_metrics = MetricCollection(means, compute_groups=False)
         check_network(self.ema, image_shape)
 
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a model that was made in Python, with its parts as keyword arguments. `ddpm.load` loads a run's model.
+
+        Raises:
+            UserError: arguments of the constructor are missing.
+        """
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        except TypeError as error:
+            raise UserError(
+                f"{error}. Use ddpm.load(path): it builds the model of a run from its checkpoint."
+            ) from error
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = FORMAT
         checkpoint["newest"] = self.newest
