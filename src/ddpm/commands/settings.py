@@ -69,7 +69,7 @@ class Trainer(Devices, extra="allow"):
 
 
 class Optimizer(Settings):
-    lr: float
+    lr: Annotated[float, Field(gt=0)]
     warmup_steps: CountOrZero
     decay_steps: Count | None
     algorithm: Node
