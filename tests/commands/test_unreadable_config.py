@@ -28,6 +28,9 @@ def test_a_file_of_ones_own(ddpm_here, tmp_path, text, words):
     [
         (["hydra.verbose=7"], ["Hydra refuses a setting below hydra"]),
         (["~hydra"], ["~hydra: each command has its own settings"]),
+        (["name=.."], ["name=.. must be text that matches"]),
+        (["-m", "seed=range(0,0)"], ["seed=range(0,0): a range or a glob gives no value"]),
+        (["-m", "model=glob(zzz)"], ["gives no value"]),
         (["hydra.mode=foo"], ["hydra.mode=foo", "[RUN, MULTIRUN]"]),
         (["~seed"], ["'seed' not found"]),
         (["optimizer.lr=0"], ["optimizer.lr=0 must be above 0"]),
@@ -55,3 +58,8 @@ def refused(answer, words):
     assert "Traceback" not in answer.stderr
     assert len(answer.stderr.strip().splitlines()) <= 2, answer.stderr
     assert all(word in answer.stderr for word in words), answer.stderr
+
+
+def test_too_large_for_other_commands(ddpm_here):
+    refused(ddpm_here("sample", "ckpt=nowhere", "num_samples=1000000000"), ["num_samples=1000000000", "at most 1000000"])
+    refused(ddpm_here("denoise", "trainer=cpu", "schedule.num_steps=1000000000"), ["at most 1,000,000"])

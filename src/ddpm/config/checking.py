@@ -241,6 +241,7 @@ PLAIN_WORDS = {
     "a valid string": "text",
     "a valid boolean": "true or false",
     "a valid array": "a list",
+    "String should match pattern": "text that matches",
     "an object": "a group of settings",
     "greater than or equal to": "at least",
     "greater than": "above",
