@@ -63,8 +63,11 @@ def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
     return command, ["--config-name", command, *flags_first(rest)]
 
 
-VALUE_FOLLOWS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-                 "--experimental-rerun")  # fmt: skip
+VALUE_FOLLOWS = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+)
+"""flags whose value may be the next word"""
 
 
 def flags_first(words: list[str]) -> list[str]:

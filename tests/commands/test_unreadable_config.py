@@ -61,5 +61,5 @@ def refused(answer, words):
 
 
 def test_too_large_for_other_commands(ddpm_here):
-    refused(ddpm_here("sample", "ckpt=nowhere", "num_samples=1000000000"), ["num_samples=1000000000", "at most 1000000"])
+    refused(ddpm_here("sample", "ckpt=nowhere", "num_samples=1000000000"), ["at most 1000000"])
     refused(ddpm_here("denoise", "trainer=cpu", "schedule.num_steps=1000000000"), ["at most 1,000,000"])

@@ -52,7 +52,8 @@ def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) 
     options = {key: str(o.input_line) for key, o in last.items() if loader.get_group_options(key)}
     places = str(loader.get_search_path())
 
-    more_places = [line for line in HydraConfig.get().overrides.hydra if "hydra.searchpath" in line]
+    hydra = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    more_places = [line for line in hydra if "hydra.searchpath" in line]
 
     def defaults(chosen: Mapping[str, str]) -> dict[str, Any]:
         return _composed(command, (*more_places, *chosen.values()), places)
