@@ -60,9 +60,23 @@ def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
         return None, arguments
     if command not in COMMANDS:
         refuse_command(command)
-    # Hydra's parser wants all overrides on one side of a flag, but `-m` is often typed between them.
-    multirun = [word for word in rest if word in ("-m", "--multirun")]
-    return command, ["--config-name", command, *multirun, *(word for word in rest if word not in multirun)]
+    return command, ["--config-name", command, *flags_first(rest)]
+
+
+VALUE_FOLLOWS = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+)
+"""flags whose value may be the next word"""
+
+
+def flags_first(words: list[str]) -> list[str]:
+    """Return the words with the flags in front: Hydra's parser wants all overrides on one side of them."""
+    flags, overrides = [], []
+    for i, word in enumerate(words):
+        is_flag = word.startswith("-") or (i > 0 and words[i - 1] in VALUE_FOLLOWS)
+        (flags if is_flag else overrides).append(word)
+    return [*flags, *overrides]
 
 
 def refuse_command(word: str) -> NoReturn:

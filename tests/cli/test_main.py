@@ -125,7 +125,7 @@ def test_an_interrupt_is_one_line(ddpm_here):
         (["toy", "how=mistaken", "seed='\x1b[2J\u202e'"], ["seed \\x1b[2J\\u202e cannot"]),
         (["toy", "seed=1,2"], ["Ambiguous value for argument 'seed=1,2'", "--multirun"]),
         (["toy", "-cn", "toy_without"], ["ddpm toy: ckpt must be given", "ddpm toy ckpt=outputs/train"]),
-        (["toy", "seed='${sede}'"], ["ddpm toy: Interpolation key 'sede' not found", "full_key: seed"]),
+        (["toy", "seed='${sede}'"], ["ddpm toy: seed: Interpolation key 'sede' not found"]),
         (["-m"], ["the command comes first"]),
     ],
 )

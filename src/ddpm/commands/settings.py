@@ -20,6 +20,7 @@ def _has_target(value: dict[str, Any]) -> dict[str, Any]:
 Node = Annotated[dict[str, Any], AfterValidator(_has_target)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+MAX_SAMPLES = 1_000_000
 Seed = Annotated[int, Field(ge=0)]
 Batches = Count | Annotated[float, Field(gt=0, le=1)]
 """a number of batches, or a share of them"""
@@ -69,7 +70,7 @@ class Trainer(Devices, extra="allow"):
 
 
 class Optimizer(Settings):
-    lr: float
+    lr: Annotated[float, Field(gt=0)]
     warmup_steps: CountOrZero
     decay_steps: Count | None
     algorithm: Node
@@ -124,7 +125,7 @@ class FromCheckpoint(Settings):
 
     sampler: Node
     trainer: Devices
-    num_samples: CountOrZero
+    num_samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
     variance: Variance | None
     seed: Seed
     batch_size: Count
@@ -134,7 +135,7 @@ class FromCheckpoint(Settings):
 class Sample(FromCheckpoint):
     ckpt: str
     paths: Outputs | Paths
-    num_samples: Count
+    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
     mode: Node | None
     images: list[CountOrZero] = []
     data: Node | None = None

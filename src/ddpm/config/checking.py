@@ -89,7 +89,7 @@ def _check_settings(values: dict[str, Any], settings: type[BaseModel], reference
 def _keys_below(location: Collection[Any], values: Any) -> list[str]:
     """Return the dotted keys of all values below a location."""
     for part in location:
-        values = values[part]
+        values = values[part if part in values else next(key for key in values if str(key) == str(part))]
     return [key for key, _ in leaves(values, key=".".join(map(str, location)))]
 
 
@@ -241,6 +241,7 @@ PLAIN_WORDS = {
     "a valid string": "text",
     "a valid boolean": "true or false",
     "a valid array": "a list",
+    "String should match pattern": "text that matches",
     "an object": "a group of settings",
     "greater than or equal to": "at least",
     "greater than": "above",

@@ -57,6 +57,8 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"batch_size={batch_size} must be a whole number, at least 1.")
         if num_workers < 0:
             raise ValueError(f"{num_workers=} must be at least 0.")
+        if num_workers > (most := max(64, 4 * (os.cpu_count() or 1))):
+            raise ValueError(f"{num_workers=} is too many for this machine: at most {most} processes.")
         if num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
             raise ValueError(
                 f"the path of the folder for temporary files, {tempfile.gettempdir()}, has more than {LONGEST_TMPDIR} "

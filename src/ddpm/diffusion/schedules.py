@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 Betas = Float64[Tensor, " T"]
+MAX_STEPS = 10**6
 
 
 def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = True) -> Betas:
@@ -105,5 +106,5 @@ def check_betas(betas: Betas) -> Betas:
 
 
 def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"schedule: num_steps must be at least 1, not {num_steps}.")
+    if not 1 <= num_steps <= MAX_STEPS:
+        raise ValueError(f"schedule: num_steps must be at least 1 and at most {MAX_STEPS:,}, not {num_steps}.")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from ddpm.config import conf_dir
 from ddpm.errors import UserError, install_hint
 from ddpm.launch.jobs import run_job
-from ddpm.launch.mistakes import check_flags, explain
+from ddpm.launch.mistakes import UNREADABLE, check_flags, explain, explain_unreadable
 from ddpm.launch.overrides import check_choices, named_folders, parse_overrides, with_user_paths
 from ddpm.runs.files import os_errors_in_one_line
 
@@ -68,6 +68,10 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
         if job_failed or debugging():  # raised inside a job: the author of that code needs the traceback
             raise
         raise UserError(explain(error, command, arguments)) from error
+    except UNREADABLE as error:
+        if job_failed or debugging():
+            raise
+        raise UserError(explain_unreadable(error)) from error
     except RuntimeError as error:  # Hydra did not find the class of a launcher
         if job_failed or "hydra_ray_launcher" not in str(error):
             raise

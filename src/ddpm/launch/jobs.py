@@ -74,12 +74,13 @@ def check_values(command: str, config: DictConfig) -> None:
     """Raise a UserError that names keys without a value (`???`), or a value that its receiver does not take."""
     from ddpm.commands.settings import SETTINGS  # late: pydantic takes 0.2 s, which help and completion do without
     from ddpm.config.checking import check_config
+    from ddpm.launch.mistakes import plain
 
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(str(error)) from error
+        raise UserError(plain(str(error))) from error
     if missing:
         example = " ".join(f"{key}={EXAMPLE_VALUES.get(key, '…')}" for key in missing)
         raise UserError(f"{', '.join(missing)} must be given, for example\n  ddpm {command} {example}")

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -49,7 +50,36 @@ def explain(error: HydraException, command: str | None, arguments: Sequence[str]
     if unknown := re.match(r"Could not override '([^']+)'|Could not delete from config. '([^']+)' does not", message):
         key = unknown[1] or unknown[2]
         return message.splitlines()[0] + did_you_mean(key, _known_keys(command, key, arguments))
-    return message
+    return plain(message)
+
+
+UNREADABLE = (yaml.YAMLError, UnicodeDecodeError, RecursionError, AssertionError, OmegaConfBaseException)
+"""errors that Hydra lets pass while it reads YAML files, or its own settings"""
+
+
+def explain_unreadable(error: Exception) -> str:
+    """Return in one line why Hydra could not read a YAML file, or a setting below `hydra`."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {' '.join(str(error.problem).split())}."
+    if isinstance(error, UnicodeDecodeError):
+        return f"a YAML file of the config is not UTF-8: {error.reason} {error.object[error.start :][:1]!r}."
+    if isinstance(error, RecursionError):
+        return "a YAML file of the config includes itself in its defaults."
+    reason = " ".join(plain(str(error)).split())
+    return f"Hydra refuses a setting below hydra{f': {reason}' if reason else '. `--cfg hydra` shows them.'}"
+
+
+def plain(message: str) -> str:
+    """Return a message of Hydra or OmegaConf without the lines about classes, search paths and options.
+
+    The key of a value is put in front of the message, if the message does not contain it.
+    """
+    message = message.partition("\nConfig search path:")[0].strip()
+    key = re.search(r"^\s*full_key: *(\S+)", message, re.MULTILINE)
+    lines = [line for line in message.splitlines() if line.strip()]
+    kept = "\n".join(line for line in lines if not re.match(r"\s*(full_key:|object_type=|reference_type=)", line))
+    return f"{key[1]}: {kept}" if key and key[1] not in kept else kept
 
 
 def _explain_grammar(word: str, command: str | None) -> str:

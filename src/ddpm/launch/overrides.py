@@ -19,7 +19,7 @@ def parse_overrides(arguments: Iterable[str]) -> Iterator[Override]:
     """Parse the overrides among the arguments. Those that do not parse are left to Hydra, which says why."""
     parser = OverridesParser.create()
     for argument in arguments:
-        if "=" in argument and not argument.startswith("-"):
+        if ("=" in argument or argument.startswith("~")) and not argument.startswith("-"):
             with suppress(HydraException):
                 yield parser.parse_override(argument)
 
@@ -35,6 +35,8 @@ def check_choices(overrides: Iterable[Override], folders: Collection[Path]) -> N
     """
     for override in overrides:
         group = override.key_or_group
+        if group == "hydra":
+            raise UserError(f"{override.input_line}: each command has its own settings of Hydra. Set hydra.KEY=VALUE.")
         options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         values = override.value()
         if override.is_delete() or not options or isinstance(values, Glob):

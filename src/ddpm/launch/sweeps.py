@@ -42,6 +42,9 @@ def run_sweep(
     command = load_command(config.hydra.job.config_name)
     swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
     jobs = grid(overrides)
+    if not jobs:
+        empty = [str(override.input_line) for override in overrides if override.is_sweep_override()]
+        raise UserError(f"{' '.join(empty)}: a range or a glob gives no value, so the sweep has no job.")
     plans = check_jobs(config, jobs, swept, loader, command)
     if config.get("dry_run"):
         display.plans(zip((job_name(job, swept) for job in jobs), plans, strict=True))

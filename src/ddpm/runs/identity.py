@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from ddpm.config import leaves, user_path
@@ -51,12 +52,19 @@ def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) 
     options = {key: str(o.input_line) for key, o in last.items() if loader.get_group_options(key)}
     places = str(loader.get_search_path())
 
+    hydra = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    more_places = [line for line in hydra if "hydra.searchpath" in line]
+
     def defaults(chosen: Mapping[str, str]) -> dict[str, Any]:
-        return _composed(command, tuple(chosen.values()), places)
+        return _composed(command, (*more_places, *chosen.values()), places)
 
     def has_effect(key: str, override: Override) -> bool:
         if key in options:
-            return defaults({name: line for name, line in options.items() if name != key}) != defaults(options)
+            try:
+                others = defaults({name: line for name, line in options.items() if name != key})
+            except HydraException:  # without the override nothing composes
+                return True
+            return others != defaults(options)
         return override.is_delete() or defaults(options).get(key, override) != override.value()
 
     return [str(override.input_line) for key, override in last.items() if has_effect(key, override)]

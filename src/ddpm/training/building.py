@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
 
 from ddpm.config import build, check_plain, check_targets, conf_dir, leaves, trusted_targets
 from ddpm.config.checking import check_node
+from ddpm.devices.failures import total_memory
 from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import config_of, load_checkpoint
@@ -27,8 +28,45 @@ def build_model(config: Mapping[str, Any]) -> DDPM:
     Raises:
         UserError: settings that do not go together.
     """
+    _check_memory(config)
     torch.manual_seed(seed_at(Stream.INITIAL_WEIGHTS, config["seed"]))
     return _build(config, build)
+
+
+MAX_MODULES = 20_000
+"""of a network to train"""
+
+
+def _check_memory(config: Mapping[str, Any]) -> None:
+    """Raise a UserError if the network of a config and its average do not fit into the memory of the machine.
+
+    The network is built on the meta device. What else is wrong with it is left to the real one.
+    """
+    left = MAX_MODULES
+
+    def count(*registered: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("too many modules")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            network = build(config["model"], nn.Module)
+    except UserError:
+        if left >= 0:
+            return
+        raise UserError(f"model: a network of more than {MAX_MODULES:,} modules is too large.") from None
+    finally:
+        hook.remove()
+    weights = list(network.parameters())
+    needed, memory = 2 * sum(weight.nbytes for weight in weights), total_memory(torch.device("cpu"))
+    if needed > memory:
+        raise UserError(
+            f"model: a network of {sum(weight.numel() for weight in weights):,} weights and their average need "
+            f"{needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB. Make the network smaller."
+        )
 
 
 Build = Callable[..., Any]

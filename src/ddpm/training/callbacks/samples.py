@@ -14,6 +14,9 @@ from ddpm.seeding import ImageNoise, Stream
 from ddpm.training.loggers import log_picture
 from ddpm.training.module import DDPM
 
+MAX_IMAGES = 10_000
+"""of a grid"""
+
 
 class SamplePictures(L.Callback):
     """Draws images after each validation, always from the same noise, so that the pictures of a run can be compared.
@@ -37,8 +40,8 @@ class SamplePictures(L.Callback):
         num_trajectories: int = 4,
         num_timesteps: int = 10,
     ):
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1.")
+        if not 1 <= num_samples <= MAX_IMAGES:
+            raise ValueError(f"num_samples={num_samples} must be at least 1 and at most {MAX_IMAGES:,}.")
         self.directory = Path(directory)
         self.sampler = sampler
         self.num_samples = num_samples
