@@ -72,7 +72,7 @@ VALUE_FOLLOWS = (
 
 def flags_first(words: list[str]) -> list[str]:
     """Return the words with the flags in front: Hydra's parser wants all overrides on one side of them."""
-    flags, overrides = [], []
+    flags, overrides = list[str](), list[str]()
     for i, word in enumerate(words):
         is_flag = word.startswith("-") or (i > 0 and words[i - 1] in VALUE_FOLLOWS)
         (flags if is_flag else overrides).append(word)
