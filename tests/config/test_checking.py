@@ -26,6 +26,8 @@ def check(command, *overrides):
         ("trainer.max_steps=true", "trainer.max_steps=true must be a whole number"),
         ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0 must be at least 1"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be above 0"),
+        ("+trainer.max_time={hours:-1}", "trainer.max_time.hours=-1 must be at least 0"),
+        ("+trainer.max_time=12", "trainer.max_time=12 must be text or a group of settings"),
         ("ema.decay=nan", "ema.decay=NaN must be a finite number"),
         ("model.channels=99999999999999999999", "does not fit into 64 bits"),
         ("objective.prediction=eps", "objective.prediction=eps must be 'epsilon', 'x0', 'v' or 'mean'"),

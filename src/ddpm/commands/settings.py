@@ -31,6 +31,10 @@ Precision = Literal[
 ]
 
 
+Unit = Literal["weeks", "days", "hours", "minutes", "seconds"]
+Duration = Annotated[str, Field(pattern=r"^\d\d:\d\d:\d\d:\d\d$")] | dict[Unit, Annotated[float, Field(ge=0)]]
+
+
 class Settings(BaseModel, **TYPES, extra="forbid"):
     """Base class."""
 
@@ -67,6 +71,7 @@ class Trainer(Devices, extra="allow"):
     val_check_interval: Batches | str | dict[str, float] | None
     check_val_every_n_epoch: Count | None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    max_time: Duration | None = None
 
 
 class Optimizer(Settings):
