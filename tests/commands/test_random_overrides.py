@@ -29,7 +29,7 @@ GROUPS = {
 }
 VALUES = [
     "null", "true", "no", "-1", "0", "1", "2", "7", "0.5", "-0.5", "1e3", "1e-9", "1e30", "100000000000", "nan", "-inf",
-    "99999999999999999999", "''", "abc", "' '", "[]", "[1]", "[1,2]", "[[a]]", "{}", "{a:1}", "'../x'", "'~'", "'\x00'",
+    "99999999999999999999", "''", "abc", "' '", "[]", "[1]", "[1,2]", "[[a]]", "{}", "{a:1}", "'../x'", "'~'", "'\x1b'",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def plan(command, overrides):
         load_command(command).plan(task_config)
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(3000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_random_overrides_are_planned_or_refused(examples, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     warnings.simplefilter("ignore")

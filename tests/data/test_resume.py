@@ -133,5 +133,5 @@ def test_a_batch_size_must_be_divisible_by_the_number_of_processes():
     data = Numbers(9, 1, 1)
     data.setup()
     data.trainer = L.Trainer(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
-    with pytest.raises(UserError, match=r"data.batch_size=9 .* divisible by their number, 2"):
+    with pytest.raises(UserError, match=r"data.batch_size=9 .* divisible by the number of processes, 2"):
         data.train_dataloader()

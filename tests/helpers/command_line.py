@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import ModuleType
 from typing import TextIO
 
 from hydra.core.global_hydra import GlobalHydra
@@ -65,6 +66,12 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> A
     return subprocess.CompletedProcess(arguments, code, *texts)
 
 
+def places_of(module: ModuleType) -> Iterator[Path]:
+    """Yield all folders that contain a module. A folder without `__init__.py` is a module without a file."""
+    for place in [getattr(module, "__file__", None), *getattr(module, "__path__", [])]:
+        yield from Path(place or "").parents
+
+
 @contextmanager
 def captured(out: TextIO, err: TextIO) -> Iterator[None]:
     """Write stdout and stderr to files, also those of processes that are started meanwhile."""
@@ -95,10 +102,10 @@ def state_restored() -> Iterator[None]:
         os.environ.update(environment)
         for number, handler in signals.items():
             signal.signal(number, handler)
-        added = set(sys.path) - set(path)
+        added = {Path(folder) for folder in set(sys.path) - set(path)}
         sys.path[:] = path
         for name in sys.modules.keys() - modules.keys():
-            if str(Path(getattr(sys.modules[name], "__file__", None) or "").parent) in added:
+            if added & set(places_of(sys.modules[name])):
                 del sys.modules[name]
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)

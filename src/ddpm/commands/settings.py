@@ -137,9 +137,14 @@ class FromCheckpoint(Settings):
     not_identity: list[str]
 
 
+class SamplePaths(Outputs):
+    data: str | None = None
+    """used by a mode, which starts from images"""
+
+
 class Sample(FromCheckpoint):
     ckpt: str
-    paths: Outputs | Paths
+    paths: SamplePaths
     num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
     mode: Node | None
     images: list[CountOrZero] = []
