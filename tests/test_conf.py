@@ -57,7 +57,7 @@ def options(group):
 @pytest.mark.parametrize("root", COMMANDS)
 def test_every_root_composes(root):
     config = composed(root)
-    assert OmegaConf.missing_keys(config) <= {"ckpt", "runs"}
+    assert OmegaConf.missing_keys(config) <= {"ckpt", "runs", "to"}
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     assert not {"hydra", "defaults"} & plain.keys()
