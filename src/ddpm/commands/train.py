@@ -127,6 +127,8 @@ def prepare(cfg: DictConfig) -> Job:
     config = mask_values(config)  # after the model is built from the real values
     is_new = cfg.restart or not Run.read(directory).list_checkpoints()
     left_out: list[str] = []
+    if cfg.init_from_partial and cfg.init_from is None:
+        raise UserError("init_from_partial=true has an effect only with init_from=CKPT.")
     if cfg.init_from is not None and is_new:
         left_out = start_from(model, find_checkpoint(cfg.init_from), cfg.init_from_partial)
     check_optimizer(model)

@@ -232,14 +232,15 @@ def start_from(model: DDPM, path: Path, partial: bool) -> list[str]:
     if not any(name.startswith("network.") for name in taken):
         raise UserError(f"init_from={path}: no weight fits this network; {first}.")
     load_weights(model, path, checkpoint | {"state_dict": own | taken})
+    share = sum(value.numel() for value in taken.values()) / sum(value.numel() for value in own.values())
     return [
-        f"init_from_partial: {len(own.keys() & taken.keys())} of {len(own)} tensors are taken",
+        f"init_from_partial: {100 * share:.3g} % of the weights are taken from {path}",
         *_listed("keep their initial values", [name for name in left_out if name in own]),
         *_listed("are not used", [name for name in left_out if name not in own]),
     ]
 
 
-def _listed(what: str, names: list[str], at_most: int = 10) -> list[str]:
+def _listed(what: str, names: list[str], at_most: int = 5) -> list[str]:
     """Return a line that lists some of the names; none without names."""
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return [f"  {', '.join(names[:at_most])}{more} {what}"] if names else []
