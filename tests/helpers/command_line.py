@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -68,8 +68,8 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> A
 
 def places_of(module: ModuleType) -> Iterator[Path]:
     """Yield all folders that contain a module. A folder without `__init__.py` is a module without a file."""
-    paths = getattr(module, "__path__", [])  # a module that makes attributes up may give a number
-    for place in [getattr(module, "__file__", None), *(paths if isinstance(paths, Iterable) else [])]:
+    attributes = vars(module)  # some modules answer to any name by __getattr__
+    for place in [attributes.get("__file__"), *attributes.get("__path__", [])]:
         yield from Path(place or "").parents
 
 
