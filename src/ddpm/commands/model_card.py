@@ -39,6 +39,8 @@ def model_card(
     parameters = sum(weight.numel() for weight in model.network.parameters())
     channels, height, width = model.image_shape
     data = option_name(str(config["data"].get("_target_")))
+    classes = getattr(model.network, "num_classes", None)
+    kind = "" if classes is None else f"class-conditional, {classes} classes, "
     header = {"license": license or "unknown", "library_name": "ddpm-lightning", "tags": ["diffusion", "ddpm"]}
     return "\n".join(
         [
@@ -47,8 +49,8 @@ def model_card(
             "---",
             f"# {_line(name)}",
             "",
-            f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {parameters:,} parameters, "
-            f"{model.diffusion.num_steps} timesteps, prediction of {model.diffusion.prediction}. The weights are the "
+            f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {kind}{parameters:,} "
+            f"parameters, {model.diffusion.num_steps} timesteps, prediction of {model.diffusion.prediction}. The weights are the "
             f"moving average after {step:,} optimizer steps.",
             "",
             "## Data",
