@@ -253,6 +253,7 @@ def test_files_that_are_no_files_are_refused(copy, tmp_path):
         lambda path: os.mkfifo(path),
         lambda path: path.symlink_to("/dev/zero"),
         lambda path: path.symlink_to(elsewhere / path.name),
+        lambda path: path.symlink_to(path.name),
     ]
     for number, (name, make) in enumerate(product((WEIGHTS, CONFIG, SUMS), ways)):
         folder = Path(shutil.copytree(copy, tmp_path / str(number)))

@@ -50,8 +50,8 @@ def model_card(
             f"# {_line(name)}",
             "",
             f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {kind}{parameters:,} "
-            f"parameters, {model.diffusion.num_steps} timesteps, prediction of {model.diffusion.prediction}. The weights are the "
-            f"moving average after {step:,} optimizer steps.",
+            f"parameters, {model.diffusion.num_steps} timesteps, prediction of {model.diffusion.prediction}. The weights are "
+            f"the moving average after {step:,} optimizer steps.",
             "",
             "## Data",
             "",

@@ -105,7 +105,8 @@ def check_links(directory: Path) -> None:
     """
     inside = directory.resolve()
     for path in (*directory.glob("*"), *directory.glob("*/*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        # realpath, since resolve raises RuntimeError for a link that leads to itself
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
             raise UserError(f"{path} is a link that leads out of the run's directory: replace it by what it links to.")
 
 
