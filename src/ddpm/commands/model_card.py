@@ -37,7 +37,7 @@ def model_card(
     """
     config: Any = model.hparams["config"]
     parameters = sum(weight.numel() for weight in model.network.parameters())
-    channels, height, width = model.image_shape
+    diffusion, (channels, height, width) = model.diffusion, model.image_shape
     data = option_name(str(config["data"].get("_target_")))
     classes = getattr(model.network, "num_classes", None)
     kind = "" if classes is None else f"class-conditional, {classes} classes, "
@@ -50,8 +50,8 @@ def model_card(
             f"# {_line(name)}",
             "",
             f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {kind}{parameters:,} "
-            f"parameters, {model.diffusion.num_steps} timesteps, prediction of {model.diffusion.prediction}. The weights are "
-            f"the moving average after {step:,} optimizer steps.",
+            f"parameters, {diffusion.num_steps} timesteps, prediction of {diffusion.prediction}. The weights are the "
+            f"moving average after {step:,} optimizer steps.",
             "",
             "## Data",
             "",
