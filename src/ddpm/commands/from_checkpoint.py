@@ -140,16 +140,17 @@ def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None)
     return Autoguidance(load_model(find_checkpoint(ckpt), trusted=trusted_targets(config_folders())), scale, interval)
 
 
-def labels_of(labels: Tensor, model: DDPM) -> Tensor | None:
-    """Return the labels of images from a data set, int64 [N]; None if the model is unconditional.
+def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:
+    """Return the labels of "train", "validation" or "test", int64 [N]; None if the model is unconditional.
 
     Raises:
-        UserError: the model has no such class.
+        UserError: the data has more classes than the model.
     """
     if model.num_classes is None:
         return None
-    model.check_condition(labels.unique().tolist())
-    return labels
+    if data.num_classes > model.num_classes:
+        raise UserError(f"the data has {data.num_classes} classes, but the model has {model.num_classes}.")
+    return data.split(split).labels
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:

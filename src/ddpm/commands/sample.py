@@ -69,8 +69,8 @@ def run(cfg: DictConfig) -> None:
     make_results_folder(directory, loaded.fabric.device, loaded.checkpoint)
     result.picture.save(directory / "samples.png")
     np.savez_compressed(directory / "samples.npz", **pixels)  # type: ignore[arg-type]
-    each = round(job.evaluations / len(result.images))
-    display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} network evaluations each")
+    each = f"{round(job.evaluations / len(result.images))} {'guided ' if job.guidance.acts else ''}network evaluations"
+    display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} each")
     display.results(
         directory,
         [
@@ -159,13 +159,13 @@ def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
 
 
 def pick_images(cfg: DictConfig, model: DDPM) -> tuple[Tensor, list[int] | None]:
-    """Returns the images of the test set with the indices in `cfg.images`, [N, C, H, W] in [-1, 1], and their labels."""
+    """Returns the images of the test set that `cfg.images` names, [N, C, H, W] in [-1, 1], and their labels."""
     if not cfg.images:
         raise UserError("images is empty: it must be a list of indices in the test set, as in images=[0,3].")
-    images, labels = from_checkpoint.data_of(cfg, model).ready().split("test")
+    data = from_checkpoint.data_of(cfg, model).ready()
+    images, labels = data.split("test").images, from_checkpoint.labels_of(data, "test", model)
     for index in cfg.images:
         if not 0 <= index < len(images):
             raise UserError(f"images holds {index}, but the test set has the images 0 to {len(images) - 1}.")
     chosen = list(cfg.images)
-    own = from_checkpoint.labels_of(labels[chosen], model)
-    return to_model_range(images[chosen]), None if own is None else own.tolist()
+    return to_model_range(images[chosen]), None if labels is None else labels[chosen].tolist()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
@@ -16,12 +17,14 @@ from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.config import build, option_name, user_path
 from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
-from ddpm.diffusion import Sampler
+from ddpm.diffusion import ClassifierFree, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
 from ddpm.metrics.estimates import Estimate
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import MIN_IMAGES, Quality, sample_quality
+from ddpm.seeding import Stream, evenly_spread, seed_at
+from ddpm.training.module import DDPM
 
 NUM_SHOWN = 64
 
@@ -134,21 +137,37 @@ class Drawn(NamedTuple):
     origin: dict[str, Any]
 
 
-def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler) -> Drawn:
+def draw_labels(cfg: DictConfig, data: ImageData, model: DDPM) -> list[int] | None:
+    """Returns labels for the samples, with the shares of the training set; None if the model is unconditional.
+
+    Label i depends on (seed, i) only.
+    """
+    labels = from_checkpoint.labels_of(data, "train", model)
+    if labels is None:
+        return None
+    shift = seed_at(Stream.LABELS, cfg.seed) / 2**64
+    position = evenly_spread(torch.arange(cfg.num_samples), shift)
+    return labels.sort().values[(position * len(labels)).long()].tolist() or None
+
+
+def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, labels: Sequence[int] | None) -> Drawn:
     """Draws `num_samples` images."""
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
     with Evaluations(loaded.fabric.world_size) as progress:
         advance = progress.part(f"samples, {steps} steps", cfg.num_samples * steps)
-        images = from_checkpoint.sample(cfg, loaded, sampler, advance)
+        images = from_checkpoint.sample(cfg, loaded, sampler, advance, labels, guidance)
     seconds = time.perf_counter() - started
     origin = {
         "sampler": option_name(cfg.sampler._target_),
-        "network_evaluations": steps,
+        "network_evaluations": guidance.evaluations(sampler.timesteps(loaded.model.diffusion)),
         "spacing": sampler.spacing,
         "num_samples": cfg.num_samples,
         "seconds_per_1000_images": 1000 * seconds / cfg.num_samples,
     }
+    if labels is not None or not isinstance(guidance, ClassifierFree):
+        origin |= {"guidance": option_name(cfg.guidance._target_), "guidance_scale": guidance.scale}
+        origin |= {"guidance_interval": guidance.interval}
     return Drawn(to_uint8(images), origin)
 
 
