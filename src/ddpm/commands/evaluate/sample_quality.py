@@ -20,6 +20,7 @@ from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_
 from ddpm.diffusion import ClassifierFree, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
+from ddpm.metrics.classes import AsAsked
 from ddpm.metrics.estimates import Estimate
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import MIN_IMAGES, Quality, sample_quality
@@ -135,6 +136,8 @@ class Drawn(NamedTuple):
     samples: Tensor
     """uint8 [N, 1, 28, 28]"""
     origin: dict[str, Any]
+    labels: Tensor | None = None
+    """the classes that were asked for, int64 [N]"""
 
 
 def draw_labels(cfg: DictConfig, data: ImageData, model: DDPM) -> list[int] | None:
@@ -166,9 +169,10 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, 
         "seconds_per_1000_images": 1000 * seconds / cfg.num_samples,
     }
     if labels is not None or not isinstance(guidance, ClassifierFree):
-        origin |= {"guidance": option_name(cfg.guidance._target_), "guidance_scale": guidance.scale}
-        origin |= {"guidance_interval": guidance.interval}
-    return Drawn(to_uint8(images), origin)
+        by = f" by {cfg.guidance.ckpt}" if "ckpt" in cfg.guidance else ""
+        origin |= {"guidance": option_name(cfg.guidance._target_) + by, "guidance_scale": guidance.scale}
+        origin |= {"guidance_interval": guidance.interval, "sampler_steps": steps}
+    return Drawn(to_uint8(images), origin, None if labels is None else torch.tensor(labels))
 
 
 def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Measure]) -> SampleQuality:
@@ -178,6 +182,8 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Mea
         UserError: the samples have another shape, or are too few.
     """
     train, test = (data.split(name).images for name in ("train", "test"))
+    if drawn.labels is not None:
+        measures = [*measures, AsAsked()]
     cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_digits"
     with display.console.status("sample quality") as status:
 
@@ -185,7 +191,7 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Mea
             status.update(f"sample quality: {stage}")
 
         try:
-            quality = sample_quality(drawn.samples, train, test, measures, cache, show)
+            quality = sample_quality(drawn.samples, train, test, measures, cache, show, drawn.labels)
         except ValueError as error:
             raise UserError(str(error)) from error
     return SampleQuality(drawn.samples, train, quality, drawn.origin)
