@@ -344,7 +344,7 @@ class DDPM(L.LightningModule):
             raise ValueError("give sampler or steps, not both: a sampler has its own number of steps.")
         if isinstance(guidance, (int, float)):
             try:
-                guidance = ClassifierFree(guidance)
+                guidance = ClassifierFree(float(guidance))
             except ValueError as error:
                 raise UserError(str(error)) from error
         if labels is not None:
