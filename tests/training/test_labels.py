@@ -139,7 +139,7 @@ def test_a_label_dropout_that_cannot_be_is_refused(network, label_dropout, words
 
 def test_a_network_with_an_impossible_number_of_classes_is_refused():
     network = small_unet()
-    network.num_classes = 2.5  # type: ignore[assignment]
+    network.num_classes = 2.5
     with pytest.raises(ValueError, match="num_classes must be a whole number"):
         DDPM(network, GaussianDiffusion(schedules.cosine(20)), IMAGE_SHAPE)
 
