@@ -134,6 +134,7 @@ class FromCheckpoint(Settings):
     """Of commands that load a checkpoint."""
 
     sampler: Node
+    guidance: Node
     trainer: Devices
     num_samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
     variance: Variance | None
@@ -152,6 +153,7 @@ class Sample(FromCheckpoint):
     ckpt: str
     paths: SamplePaths
     num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    labels: Literal["all"] | int | list[int] | None
     mode: Node | None
     images: list[CountOrZero] = []
     data: Node | None = None

@@ -135,6 +135,7 @@ def prepare(cfg: DictConfig) -> Job:
     data: ImageData = build(cfg.data, ImageData)
     data.prepare_data()
     data.setup("fit")
+    check_classes(model, data)
     limit_epochs(cfg.trainer, data)
     check_decay(cfg, steps_to_make(cfg.trainer, data))
 
@@ -176,6 +177,15 @@ def check_places(config: Mapping[str, Any], directory: Path) -> None:
             path = Path(value) if isinstance(value, str) else Path()
             if ".." in path.parts or (path.is_absolute() and not path.is_relative_to(directory.absolute())):
                 raise UserError(f"{part}.{key}={value} lies outside the run's directory, {directory}.")
+
+
+def check_classes(model: DDPM, data: ImageData) -> None:
+    """Raise a UserError if a class-conditional model has another number of classes than the data."""
+    if model.num_classes not in (None, data.num_classes):
+        raise UserError(
+            f"model.num_classes={model.num_classes}, but the data has {data.num_classes} classes: "
+            f"set model.num_classes={data.num_classes}, or null for a model without labels."
+        )
 
 
 def check_optimizer(model: DDPM) -> None:
