@@ -125,6 +125,8 @@ def _saved_data(config: Any, folder: str) -> dict[str, Any]:
     node = dict(node)
     workers = node.get("num_workers", 0)
     node["num_workers"] = min(workers, os.cpu_count() or 1)
+    if node.get("cache") is not None:
+        node["cache"] = f"{folder}/image_folder"  # as in conf/data/image_folder.yaml
     root = node.get("root")
     if root is None:
         return node

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_in_order
 from ddpm.errors import UserError
@@ -112,6 +112,14 @@ class ImageData(LightningDataModule, ABC):
         assert self._splits, "call setup() first"
         return self._splits[name]
 
+    def dataset_of(self, name: str) -> Dataset[tuple[Tensor, Tensor]]:
+        """Return the split as a Dataset whose `__getitems__` reads a batch, on the training device if `on_device`."""
+        images, labels = self.split(name)
+        if self.on_device and self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            images, labels = images.to(device), labels.to(device)
+        return TensorImages(images, labels)
+
     def train_dataloader(self) -> DataLoader[Any]:
         num_images = len(self.split("train").images)
         rank, world_size = self._process()
@@ -139,12 +147,8 @@ class ImageData(LightningDataModule, ABC):
         # Both warnings are wrong here: tensors in memory need no workers, and `TrainBatches` resumes within an epoch.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
-        images, labels = self.split(name)
-        if self.on_device and self.trainer is not None:
-            device = self.trainer.strategy.root_device
-            images, labels = images.to(device), labels.to(device)
         return DataLoader(
-            TensorImages(images, labels),
+            self.dataset_of(name),
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
@@ -186,7 +190,8 @@ class ImageData(LightningDataModule, ABC):
 
 def to_model_range(images: Tensor) -> Tensor:
     """Convert uint8 0 … 255 to float32 in [-1, 1], x/127.5 - 1; any shape."""
-    return images.float() / 127.5 - 1
+    # In place: more memory would take longer than the arithmetic.
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
