@@ -29,6 +29,7 @@ class Stream(IntEnum):
     DATA_SPLIT = 5
     EVALUATION = 6
     INITIAL_WEIGHTS = 7
+    AUGMENTATION = 9
 
 
 def seed_at(*key: int) -> int:
