@@ -94,7 +94,7 @@ def test_a_run_trains_on_flipped_pictures(tmp_path, ddpm_here):
     write_small(tmp_path / "data")
     answer = ddpm_here(
         "train", "data=cifar10", "augmentation=flip", f"paths.data={tmp_path / 'data'}", "data.batch_size=4",
-        "data.validation_size=6", "model=unet_tiny", "model.channels=8", "schedule=cosine", "schedule.num_steps=10", "trainer=cpu",
-        "trainer.max_steps=2", "logger=none", "callbacks.pictures=null", "sampler.steps=5",
+        "data.validation_size=6", "model=unet_tiny", "model.channels=8", "schedule=cosine", "schedule.num_steps=10",
+        "trainer=cpu", "trainer.max_steps=2", "logger=none", "callbacks.pictures=null", "sampler.steps=5",
     )  # fmt: skip
     assert answer.returncode == 0, answer
