@@ -102,6 +102,7 @@ class RunPaths(Paths):
 
 class Train(Settings):
     data: Node
+    augmentation: Node | None
     schedule: Node
     model: Node
     objective: Objective

@@ -16,7 +16,7 @@ from ddpm.commands import display
 from ddpm.commands import report as compared_runs
 from ddpm.commands.command import Plan
 from ddpm.config import build, leaves, override
-from ddpm.data import ImageData
+from ddpm.data import Augmentation, ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.runs import (
@@ -133,6 +133,7 @@ def prepare(cfg: DictConfig) -> Job:
         left_out = start_from(model, find_checkpoint(cfg.init_from), cfg.init_from_partial)
     check_optimizer(model)
     data: ImageData = build(cfg.data, ImageData)
+    data.augmentation = None if cfg.augmentation is None else build(cfg.augmentation, Augmentation)
     data.prepare_data()
     data.setup("fit")
     check_classes(model, data)
