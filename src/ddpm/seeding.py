@@ -31,6 +31,7 @@ class Stream(IntEnum):
     INITIAL_WEIGHTS = 7
     LABELS = 8
     """which labels training leaves out, and the labels of samples that are judged"""
+    AUGMENTATION = 9
 
 
 def seed_at(*key: int) -> int:

@@ -186,3 +186,15 @@ def test_an_image_that_cannot_be_halved_is_refused_with_sizes_that_work(size, re
 def test_an_image_of_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"channel\(s\), but these have 3; set image_channels=3"):
         UNet(channels=8)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+
+
+@pytest.mark.slow
+def test_torch_export_with_any_batch_size():
+    network = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(1,)).eval()
+    nn.init.normal_(network.output[-1].weight, std=0.1)  # a new network outputs 0
+    batch = torch.export.Dim("batch")
+    inputs = torch.randn(3, 1, 8, 8), torch.arange(3)
+    exported = torch.export.export(network, inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    for size in (1, 2, 7):
+        x, t = torch.randn(size, 1, 8, 8), torch.arange(size)
+        torch.testing.assert_close(exported(x, t), network(x, t))

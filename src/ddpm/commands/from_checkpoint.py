@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
 from ddpm.config.checking import check_node
-from ddpm.data import MNIST, ImageData
+from ddpm.data import CIFAR10, MNIST, ImageData
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import Autoguidance, GaussianDiffusion, Guidance, Sampler
 from ddpm.diffusion.process import Network, Variance
@@ -189,10 +189,14 @@ def _saved_data(config: Any, folder: str) -> dict[str, Any]:
     node = dict(node)
     workers = node.get("num_workers", 0)
     node["num_workers"] = min(workers, os.cpu_count() or 1)
+    if node.get("cache") is not None:
+        node["cache"] = f"{folder}/image_folder"  # as in conf/data/image_folder.yaml
     root = node.get("root")
     if root is None:
         return node
-    if issubclass(get_class(node["_target_"]), MNIST) or (isinstance(paths, dict) and root == paths.get("data")):
+    if issubclass(get_class(node["_target_"]), (MNIST, CIFAR10)) or (
+        isinstance(paths, dict) and root == paths.get("data")
+    ):
         return node | {"root": folder}
     if not Path(str(root)).resolve().is_relative_to(Path(folder).resolve()):
         choice = override("data.root", root)
