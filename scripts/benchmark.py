@@ -407,10 +407,9 @@ def start_from(folder: str, pictures: int, batch: int) -> dict[str, Any]:
     """Return seconds and MB; runs in a process of its own, because memory is that of the whole process."""
     from ddpm.data import ImageFolder
 
-    os.environ["XDG_CACHE_HOME"] = folder
     before = memory()
     start = time.perf_counter()
-    data = ImageFolder(Path(folder) / "pictures", batch, image_size=64).ready()
+    data = ImageFolder(Path(folder) / "pictures", batch, image_size=64, cache=Path(folder) / "cache").ready()
     setup = time.perf_counter() - start
     loader = iter(data.train_dataloader())
     batches = []
