@@ -81,7 +81,12 @@ class Case:
     """of one call, for each round"""
 
     def warm_up(self, seconds: float) -> float:
-        """Call twice, set the number of calls that take about `seconds`, and return the time of the second call."""
+        """Call twice, set the number of calls that take about `seconds`, and return the time of the second call.
+
+        A case that has its number of calls is left alone.
+        """
+        if self.calls:
+            return 0.0
         self.call()
         start = timer()
         self.call()
@@ -98,8 +103,7 @@ class Case:
 
 def measure(cases: Sequence[Case], args: argparse.Namespace) -> None:
     for case in cases:
-        if not case.calls:
-            case.warm_up(args.seconds)
+        case.warm_up(args.seconds)
     for _ in range(args.rounds):
         for case in cases:
             case.measure()
