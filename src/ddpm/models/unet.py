@@ -25,6 +25,8 @@ class UNet(nn.Module):
         attention: levels with self-attention after each block; 0 is full resolution. If the last level has
             self-attention, the middle has it too.
         dropout: probability that an activation inside a residual block is dropped.
+        patch: side in pixels of the squares that become the channels of one position, so that full resolution has
+            1/patch of the image's height and width (a pixel-unshuffle); 1 leaves the image as it is.
 
     Raises:
         ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
@@ -39,9 +41,10 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: Sequence[int] = (2,),
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout)
+        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch)
         widths = [channels * m for m in multipliers]
         levels = range(len(widths))
         embedding = 4 * channels
@@ -52,13 +55,14 @@ class UNet(nn.Module):
             )
 
         self.image_channels = image_channels
+        self.patch = patch
         self.embed = nn.Sequential(
             SinusoidalEmbedding(embedding),
             nn.Linear(embedding, embedding),
             nn.SiLU(),
             nn.Linear(embedding, embedding),
         )
-        self.input = conv3x3(image_channels, widths[0])
+        self.input = conv3x3(image_channels * patch**2, widths[0])
         self.down = nn.ModuleList(level(i, widths[i]) for i in levels)
         self.downsample = nn.ModuleList(conv3x3(widths[i], widths[i + 1], stride=2) for i in levels[:-1])
         self.middle = nn.ModuleList(
@@ -67,13 +71,15 @@ class UNet(nn.Module):
         )
         self.up = nn.ModuleList(level(i, 2 * widths[i]) for i in levels)
         self.upsample = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in levels[:-1])
-        self.output = nn.Sequential(group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels)))
+        self.output = nn.Sequential(
+            group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels * patch**2))
+        )
 
     def forward(self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
         """Return the output for noisy images `x` at timesteps `t` (0 … T-1), in the shape and dtype of `x`."""
         self._check_size(x)
         embedding = self.embed(t)
-        h = self.input(x)
+        h = self.input(F.pixel_unshuffle(x, self.patch))
         skips = []
         for i, level in enumerate(self.down):
             assert isinstance(level, nn.ModuleList)
@@ -90,7 +96,7 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if i > 0:
                 h = self.upsample[i - 1](h)
-        return self.output(h).to(x.dtype)
+        return F.pixel_shuffle(self.output(h), self.patch).to(x.dtype)
 
     def _check_size(self, x: Tensor) -> None:
         _, channels, height, width = x.shape
@@ -99,12 +105,13 @@ class UNet(nn.Module):
                 f"The network expects images of {self.image_channels} channel(s), "
                 f"but these have {channels}; set image_channels={channels}."
             )
-        step = 2 ** (len(self.down) - 1)
+        step = self.patch * 2 ** (len(self.down) - 1)
         if height % step or width % step:
             fit = " x ".join(str(math.ceil(side / step) * step) for side in (height, width))
             raise ValueError(
-                f"A U-Net of {len(self.down)} levels needs height and width divisible by {step}, "
-                f"but the images are {height} x {width}: resize or pad them (to {fit}, say) or use fewer multipliers."
+                f"A U-Net of {len(self.down)} levels and patch={self.patch} needs height and width divisible by "
+                f"{step}, but the images are {height} x {width}: resize or pad them (to {fit}, say), or use fewer "
+                "multipliers or a smaller patch."
             )
 
 
@@ -205,8 +212,10 @@ def _check_settings(
     blocks: int,
     attention: Sequence[int],
     dropout: float,
+    patch: int,
 ) -> None:
-    for name, value in (("image_channels", image_channels), ("channels", channels), ("blocks", blocks)):
+    counts = {"image_channels": image_channels, "channels": channels, "blocks": blocks, "patch": patch}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}.")
     if not multipliers or min(multipliers) < 1:
