@@ -24,10 +24,12 @@ from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
+from ddpm.runs.checkpoints import load_checkpoint
 from ddpm.runs.files import read_json
 from ddpm.training.building import load_model
 from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, quieten_lightning
 from ddpm.training.module import DDPM
+from ddpm.training.power_averages import Average, reconstruct
 
 
 class Loaded(NamedTuple):
@@ -59,6 +61,11 @@ def load(cfg: DictConfig) -> Loaded:
     fabric.launch()
     display.console.quiet = not fabric.is_global_zero
     model = load_model(checkpoint, fabric.device, trusted_targets(config_folders()))
+    if (average := set_average(cfg, model, checkpoint)) is not None:
+        display.console.print(
+            f"Weights averaged with length {cfg.ema.length} at step {average.step} "
+            f"(the weighting's squared error is {average.error:.2g})."
+        )
     return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
 
 
@@ -86,7 +93,28 @@ def read(cfg: DictConfig) -> tuple[Path, DDPM]:
     """
     checkpoint = find_checkpoint(cfg.ckpt)
     number_of_processes(cfg.trainer)  # raises if the devices are not available
-    return checkpoint, load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    set_average(cfg, model, checkpoint)
+    return checkpoint, model
+
+
+def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | None:
+    """Give the model the average of the weights that `ema.length` asks for. Null keeps the checkpoint's.
+
+    Raises:
+        UserError: the run stored no averages, or `variance=optimal` was measured with another average.
+    """
+    if "ema" not in cfg or cfg.ema.length is None:  # `ddpm denoise` has no such setting
+        return None
+    if cfg.variance == "optimal":
+        raise UserError("variance=optimal is measured for the checkpoint's own average: leave ema.length out.")
+    step = load_checkpoint(checkpoint)["global_step"]
+    average = reconstruct(run_of(checkpoint) / "ema", cfg.ema.length, step)
+    try:
+        model.ema.module.load_state_dict(average.weights)
+    except RuntimeError as error:
+        raise UserError(f"the averages in {run_of(checkpoint) / 'ema'} are of another network.") from error
+    return average
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
@@ -207,11 +235,15 @@ def describe(data: ImageData) -> str:
     return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
 
 
+def run_of(checkpoint: Path) -> Path:
+    """Return the directory of the run that wrote a checkpoint."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     """Return `outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
     hydra = HydraConfig.get()
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    of_run, mark = results_name([run], cfg.paths.outputs)
+    of_run, mark = results_name([run_of(checkpoint)], cfg.paths.outputs)
     assert hydra.job.config_name is not None
     overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
     last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"

@@ -125,6 +125,10 @@ class Train(Settings):
     not_identity: list[str]
 
 
+class Average(Settings):
+    length: float | None
+
+
 class FromCheckpoint(Settings):
     """Of commands that load a checkpoint."""
 
@@ -132,6 +136,7 @@ class FromCheckpoint(Settings):
     trainer: Devices
     num_samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
     variance: Variance | None
+    ema: Average
     seed: Seed
     batch_size: Count
     not_identity: list[str]

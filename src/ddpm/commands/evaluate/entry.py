@@ -137,7 +137,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         "num_steps": model.diffusion.num_steps,
         "clip_x0": model.diffusion.clip_x0,
         "variance": model.diffusion.variance,
-        "weights": "EMA",
+        "weights": "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}",
         "step": load_checkpoint(checkpoint)["global_step"],
         "precision": fabric.strategy.precision.precision,
         "seed": cfg.seed,

@@ -37,7 +37,7 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         "data": describe(data),
         "draws": draws,
         "seed": cfg.seed,
-        "weights": "EMA",
+        "weights": "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}",
         "precision": loaded.fabric.strategy.precision.precision,
     }
     stored = read_json(path)
@@ -52,6 +52,8 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
     kept = f"is kept in {path}, for variance=optimal"
     if cfg.data is not None:
         kept = "is not kept, because data= names other images than the model's own"
+    elif cfg.ema.length is not None:
+        kept = "is not kept, because ema.length gives other weights than the checkpoint's"
     elif loaded.fabric.is_global_zero:
         try:
             write_json(path, facts | {"images": len(images), "x0_mse": curve.mean, "se": curve.se, "n": curve.n})

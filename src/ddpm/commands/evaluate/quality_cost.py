@@ -15,6 +15,7 @@ COLUMNS = {
     "sampler": "sampler",
     "spacing": "spacing",
     "variance": "variance",
+    "weights": "weights",
     "network_evaluations": "network evaluations",
     "seconds_per_1000_images": "s / 1,000 images",
     "quality/n": "n",
