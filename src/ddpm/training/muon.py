@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -40,7 +41,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all weights that have a gradient, and return what `closure` returns, which computes the gradients."""
         loss = None
         if closure is not None:
@@ -58,9 +59,10 @@ class Muon(Optimizer):
         if not state:
             state["mean"] = torch.zeros_like(gradient)
         state["mean"].lerp_(gradient, 1 - group["momentum"])
-        matrix = gradient.lerp(state["mean"], group["momentum"]).flatten(1)
+        whole = whole_tensor(gradient.lerp(state["mean"], group["momentum"]))
+        matrix = whole.flatten(1)
         size = 0.2 * math.sqrt(max(matrix.shape))  # the root mean square of AdamW's updates is about 0.2
-        return (size * orthogonalized(matrix)).view_as(gradient)
+        return part_like(gradient, (size * orthogonalized(matrix)).view(whole.shape))
 
     def _adam_update(self, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
         if not state:
@@ -71,6 +73,19 @@ class Muon(Optimizer):
         mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1**step)
         square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**step)
         return mean / (square.sqrt() + group["eps"])
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor of which this process may have a part (FSDP)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(tensor: Tensor, whole: Tensor) -> Tensor:
+    """Return the part of `whole` that this process has of `tensor`; all of it without FSDP."""
+    if not isinstance(tensor, DTensor):
+        return whole
+    same_everywhere = DTensor.from_local(whole, tensor.device_mesh, [Replicate()], run_check=False)
+    return same_everywhere.redistribute(placements=tensor.placements)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
