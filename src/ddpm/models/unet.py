@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class UNet(nn.Module):
-    """A U-Net conditioned on the timestep.
+    """A U-Net conditioned on the timestep and, with `num_classes`, on a label.
 
     Args:
         image_channels: channels of the images, input and output (1 for grey, 3 for colour).
@@ -27,6 +27,7 @@ class UNet(nn.Module):
         dropout: probability that an activation inside a residual block is dropped.
         patch: side in pixels of the squares that become the channels of one position, so that full resolution has
             1/patch of the image's height and width (a pixel-unshuffle); 1 leaves the image as it is.
+        num_classes: number of classes of a conditional network; None for an unconditional one.
 
     Raises:
         ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
@@ -42,9 +43,10 @@ class UNet(nn.Module):
         attention: Sequence[int] = (2,),
         dropout: float = 0.0,
         patch: int = 1,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch)
+        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch, num_classes)
         widths = [channels * m for m in multipliers]
         levels = range(len(widths))
         embedding = 4 * channels
@@ -74,11 +76,24 @@ class UNet(nn.Module):
         self.output = nn.Sequential(
             group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels * patch**2))
         )
+        self.num_classes = num_classes
+        if num_classes is not None:  # the last row stands for "no label"
+            self.embed_label = nn.Embedding(num_classes + 1, embedding)
 
-    def forward(self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-        """Return the output for noisy images `x` at timesteps `t` (0 … T-1), in the shape and dtype of `x`."""
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"], labels: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """Return the output for noisy images `x` at timesteps `t` (0 … T-1), in the shape and dtype of `x`.
+
+        Args:
+            labels: the class of each image, 0 … num_classes-1; `num_classes` means "no label", as None does for all.
+        """
         self._check_size(x)
         embedding = self.embed(t)
+        if self.num_classes is not None:
+            embedding = embedding + self.embed_label(torch.full_like(t, self.num_classes) if labels is None else labels)
+        elif labels is not None:
+            raise ValueError("The network has no classes, so it takes no labels; set num_classes.")
         h = self.input(F.pixel_unshuffle(x, self.patch))
         skips = []
         for i, level in enumerate(self.down):
@@ -213,10 +228,17 @@ def _check_settings(
     attention: Sequence[int],
     dropout: float,
     patch: int,
+    num_classes: int | None,
 ) -> None:
-    counts = {"image_channels": image_channels, "channels": channels, "blocks": blocks, "patch": patch}
-    for name, value in counts.items():
-        if value < 1:
+    at_least_1 = {
+        "image_channels": image_channels,
+        "channels": channels,
+        "blocks": blocks,
+        "patch": patch,
+        "num_classes": num_classes,
+    }
+    for name, value in at_least_1.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}.")
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"multipliers must be one integer of 1 or more for each level, not {list(multipliers)}.")
