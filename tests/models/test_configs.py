@@ -29,5 +29,5 @@ def test_channels_alone_sets_the_width(channels):
     assert network.input.weight.shape[0] == channels
 
 
-def test_there_are_three_sizes():
-    assert [path.stem for path in MODELS] == ["unet_base", "unet_small", "unet_tiny"]
+def test_there_are_four_networks():
+    assert [path.stem for path in MODELS] == ["unet_base", "unet_patches", "unet_small", "unet_tiny"]

@@ -27,6 +27,7 @@ def perturbed(**settings) -> UNet:
         ({"channels": 48, "blocks": 1}, (8, 8)),  # 12 groups at the first level, 3 heads at the last
         ({"channels": 37, "blocks": 1}, (8, 8)),  # a prime: one group
         ({"channels": 1, "blocks": 1}, (8, 8)),
+        ({"channels": 8, "image_channels": 3, "patch": 3}, (12, 24)),
     ],
     ids=str,
 )
@@ -163,6 +164,7 @@ def test_the_timestep_embedding_stays_exact_under_autocast():
         ({"multipliers": (1, 0)}, "multipliers must be"),
         ({"attention": (3,)}, r"attention names level\(s\) \[3\], but 3 multipliers make levels 0 to 2"),
         ({"attention": (-1,)}, r"attention names level\(s\) \[-1\]"),
+        ({"patch": 0}, "patch must be 1 or more, not 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"num_classes": 0}, "num_classes must be 1 or more, not 0"),
     ],
@@ -179,6 +181,19 @@ def test_invalid_settings_are_refused(settings, message):
 def test_an_image_that_cannot_be_halved_is_refused_with_sizes_that_work(size, remedy):
     with pytest.raises(ValueError, match=rf"divisible by 4.*{size[0]} x {size[1]}.*{remedy}"):
         UNet(channels=8)(torch.zeros(1, 1, *size), torch.tensor([0]))
+
+
+def test_a_patch_is_refused_with_sizes_that_work():
+    with pytest.raises(ValueError, match=r"patch=3 needs .* divisible by 12.*\(to 36 x 36"):
+        UNet(channels=8, patch=3)(torch.zeros(1, 1, 28, 28), torch.tensor([0]))
+
+
+def test_full_resolution_is_that_of_the_patches():
+    network = UNet(channels=8, multipliers=(1,), patch=4, attention=())
+    sizes = []
+    network.input.register_forward_hook(lambda module, inputs, output: sizes.append((inputs[0].shape, output.shape)))
+    network(torch.zeros(1, 1, 28, 20), torch.tensor([0]))
+    assert sizes == [((1, 16, 7, 5), (1, 8, 7, 5))]
 
 
 def test_an_image_of_other_channels_is_refused():

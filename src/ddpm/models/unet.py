@@ -25,6 +25,8 @@ class UNet(nn.Module):
         attention: levels with self-attention after each block; 0 is full resolution. If the last level has
             self-attention, the middle has it too.
         dropout: probability that an activation inside a residual block is dropped.
+        patch: side in pixels of the squares that become the channels of one position, so that full resolution has
+            1/patch of the image's height and width (a pixel-unshuffle); 1 leaves the image as it is.
         num_classes: number of classes of a conditional network; None for an unconditional one.
 
     Raises:
@@ -40,10 +42,11 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: Sequence[int] = (2,),
         dropout: float = 0.0,
+        patch: int = 1,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, num_classes)
+        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch, num_classes)
         widths = [channels * m for m in multipliers]
         levels = range(len(widths))
         embedding = 4 * channels
@@ -54,13 +57,14 @@ class UNet(nn.Module):
             )
 
         self.image_channels = image_channels
+        self.patch = patch
         self.embed = nn.Sequential(
             SinusoidalEmbedding(embedding),
             nn.Linear(embedding, embedding),
             nn.SiLU(),
             nn.Linear(embedding, embedding),
         )
-        self.input = conv3x3(image_channels, widths[0])
+        self.input = conv3x3(image_channels * patch**2, widths[0])
         self.down = nn.ModuleList(level(i, widths[i]) for i in levels)
         self.downsample = nn.ModuleList(conv3x3(widths[i], widths[i + 1], stride=2) for i in levels[:-1])
         self.middle = nn.ModuleList(
@@ -69,7 +73,9 @@ class UNet(nn.Module):
         )
         self.up = nn.ModuleList(level(i, 2 * widths[i]) for i in levels)
         self.upsample = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in levels[:-1])
-        self.output = nn.Sequential(group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels)))
+        self.output = nn.Sequential(
+            group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels * patch**2))
+        )
         self.num_classes = num_classes
         if num_classes is not None:  # the last row stands for "no label"
             self.embed_label = nn.Embedding(num_classes + 1, embedding)
@@ -88,7 +94,7 @@ class UNet(nn.Module):
             embedding = embedding + self.embed_label(torch.full_like(t, self.num_classes) if labels is None else labels)
         elif labels is not None:
             raise ValueError("The network has no classes, so it takes no labels; set num_classes.")
-        h = self.input(x)
+        h = self.input(F.pixel_unshuffle(x, self.patch))
         skips = []
         for i, level in enumerate(self.down):
             assert isinstance(level, nn.ModuleList)
@@ -105,7 +111,7 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if i > 0:
                 h = self.upsample[i - 1](h)
-        return self.output(h).to(x.dtype)
+        return F.pixel_shuffle(self.output(h), self.patch).to(x.dtype)
 
     def _check_size(self, x: Tensor) -> None:
         _, channels, height, width = x.shape
@@ -114,12 +120,13 @@ class UNet(nn.Module):
                 f"The network expects images of {self.image_channels} channel(s), "
                 f"but these have {channels}; set image_channels={channels}."
             )
-        step = 2 ** (len(self.down) - 1)
+        step = self.patch * 2 ** (len(self.down) - 1)
         if height % step or width % step:
             fit = " x ".join(str(math.ceil(side / step) * step) for side in (height, width))
             raise ValueError(
-                f"A U-Net of {len(self.down)} levels needs height and width divisible by {step}, "
-                f"but the images are {height} x {width}: resize or pad them (to {fit}, say) or use fewer multipliers."
+                f"A U-Net of {len(self.down)} levels and patch={self.patch} needs height and width divisible by "
+                f"{step}, but the images are {height} x {width}: resize or pad them (to {fit}, say), or use fewer "
+                "multipliers or a smaller patch."
             )
 
 
@@ -236,9 +243,16 @@ def _check_settings(
     blocks: int,
     attention: Sequence[int],
     dropout: float,
+    patch: int,
     num_classes: int | None,
 ) -> None:
-    at_least_1 = {"image_channels": image_channels, "channels": channels, "blocks": blocks, "num_classes": num_classes}
+    at_least_1 = {
+        "image_channels": image_channels,
+        "channels": channels,
+        "blocks": blocks,
+        "patch": patch,
+        "num_classes": num_classes,
+    }
     for name, value in at_least_1.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}.")
