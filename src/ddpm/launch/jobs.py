@@ -31,7 +31,7 @@ from ddpm.runs.status import INTERRUPTED
 from ddpm.secrets import mask_override
 
 # Example values for the error message about missing keys.
-EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart"}
+EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart", "to": "digits"}
 
 PARENT = "DDPM_PARENT"
 """environment variable with the process id of the sweep that started the job"""

@@ -64,9 +64,9 @@ def check_trainer(cfg: DictConfig) -> None:
         if name in inspect.signature(L.Trainer).parameters and name not in SUPPORTED:
             raise UserError(f"trainer.{name} is not supported{f': {INSTEAD[name]}' if name in INSTEAD else ''}.")
     if isinstance(trainer.get("profiler"), str):
-        raise UserError(f"trainer.profiler={trainer.profiler}: set a node with a _target_, as conf/debug/profile.yaml.")
+        raise UserError(f"trainer.profiler={trainer.profiler}: give a node with a _target_, as debug=profile has.")
     if trainer.get("benchmark") and trainer.deterministic:
-        raise UserError("trainer.benchmark=true selects kernels by their speed: set trainer.deterministic=false.")
+        raise UserError("trainer.benchmark=true selects kernels by speed, so trainer.deterministic must be false.")
     if trainer.get("overfit_batches") and trainer.get("limit_train_batches"):
         raise UserError("set trainer.overfit_batches or trainer.limit_train_batches, not both.")
     interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
