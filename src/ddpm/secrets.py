@@ -1,10 +1,10 @@
-"""Secrets: what is one, and masking it where text leaves the program.
+"""Recognise secrets, and mask them in all text that leaves the program.
 
 A secret is the value of a name such as `password`, `api_key` or `hf_token`, the password in a URL, or a token of a
-known form. A value that was recognised once in a structured place (the command line, the environment, a config) is
-masked wherever it occurs later, for example in the error message of a library.
+known form such as `ghp_…`. A secret found once on the command line, in the environment or in a config is masked
+wherever it occurs later, for example in the error message of a library.
 
-Text leaves the program through the two streams (`guard_streams`), the JSON files and the log of a run, and its config.
+Text leaves the program through stdout and stderr (`guard_streams`), and through a run's JSON files, log and config.
 """
 
 import os
@@ -17,14 +17,14 @@ from urllib.parse import quote, unquote
 
 MASK = "***"
 
-# With `-`, `_` and spaces removed. A token or key in the middle of a name (`token_dim`) names something else.
+# Matches names without `-`, `_` and spaces. `token` counts only at the end of a name: `token_dim` is a size.
 _SECRET_NAME = re.compile(
     r"passw(or)?d|passphrase|secret|credential|apikey|accesskey|accountkey|privatekey|encryptionkey|signingkey"
     r"|authorization|cookie|token(value)?\d*$|pwd\d*$|(^|basic|http|proxy)auth$|signature$|^sig$|^pw$"
     r"|(^|db|user|proxy|smtp)pass$"
 )
 _NOT_SECRET = re.compile(r"(name|file|path|dir|folder|url|uri|id|type|length|len|size|dim)$", re.IGNORECASE)
-# Repetitions are bounded, so that a text of 10 MB takes a time in proportion to its length.
+# Repetitions are bounded, so that the search takes linear time in long texts (10 MB).
 _NAME = re.compile(r"""(?<![\w.@-])(?P<name>[\w.@-]{1,100})(?P<sign>["']?[ \t]*(?:=|:(?!//))[ \t]*)""")
 _VALUE = re.compile(
     r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:(?:bearer|basic|token)[ ]+)?[^\s"'&]*[^\s"'&)\]},;]""", re.IGNORECASE
@@ -48,14 +48,14 @@ _known: set[str] = set()
 
 @lru_cache(maxsize=10_000)
 def is_secret(name: str) -> bool:
-    """Return whether the value of a setting or variable with this name is a secret. Dotted keys: the last part."""
+    """Return whether the value of a setting or variable with this name is a secret. Only a key's last part counts."""
     last = re.split(r"[./@]", name)[-1]
     plain = re.sub(r"[^a-z0-9]", "", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", last).lower())
     return bool(_SECRET_NAME.search(plain)) and not _NOT_SECRET.search(last) and last not in ("PWD", "OLDPWD")
 
 
 def learn(value: object) -> None:
-    """Mask this value from now on wherever it occurs as a word, unless it is so short that it may be a common word."""
+    """Mask this value as a word in all later texts. Short values, which may be common words, are not masked."""
     text = str(value).strip()
     for part in {text, text.strip("\"'"), *re.split(r"""[\s,\[\]{}"']+""", text)}:
         for form in {part, quote(part, safe=""), unquote(part)}:
@@ -64,16 +64,20 @@ def learn(value: object) -> None:
 
 
 def learn_from(pairs: Iterable[tuple[str, str]]) -> None:
-    """Learn the secrets among names and values, for example those of the environment."""
+    """Call `learn` for the values of secret names, and for passwords in the other values.
+
+    Args:
+        pairs: (name, value), for example the environment variables.
+    """
     for name, value in pairs:
         if is_secret(name):
             learn(value)
         else:
-            mask(value)  # learns the password of a URL
+            mask(value)  # calls `learn` for the password of a URL
 
 
 def mask(text: str) -> str:
-    """Return the text with each secret in it replaced by `***`."""
+    """Return the text with each secret replaced by `***`."""
     for pattern in (_URL_PASSWORD, _URL_TOKEN, _FORMS, _BEARER):
         text = pattern.sub(_hide, text)
     text = _mask_pairs(text)
@@ -84,7 +88,7 @@ def mask(text: str) -> str:
 
 
 def mask_override(word: str) -> str:
-    """Return an override with its value masked if that is a secret."""
+    """Return an override `name=value` with secrets in its value masked."""
     name, sign, value = word.partition("=")
     return f"{name}={MASK}" if sign and value and is_secret(name) else mask(word)
 
@@ -96,7 +100,7 @@ def _hide(match: re.Match[str]) -> str:
 
 
 def _mask_pairs(text: str) -> str:
-    """Mask the values of secret names, as in `name=value`, `name: value` and `"name": "value"`."""
+    """Return the text with the values of secret names masked: `name=value`, `name: value` and `"name": "value"`."""
     parts, done = [], 0
     for pair in _NAME.finditer(text):
         if pair.start() < done or not is_secret(pair["name"]):
@@ -106,7 +110,7 @@ def _mask_pairs(text: str) -> str:
         if not found or found[0] in ("null", "None", "???") or found[0].startswith("${"):
             continue
         value = found[0].strip("\"'")
-        if pair["sign"].endswith("="):  # a colon is too common in sentences
+        if pair["sign"].endswith("="):  # not after a colon: in a sentence, the word after a colon is no secret
             learn(value)
         quotes = found[0][0] if found[0][0] in "\"'" else ""
         parts += [text[done : found.start()], quotes, MASK, quotes]
@@ -115,7 +119,7 @@ def _mask_pairs(text: str) -> str:
 
 
 def mask_values(node: Any, secret: bool = False) -> Any:
-    """Return nested dicts and lists with their secrets masked.
+    """Return nested dicts and lists with all secrets masked.
 
     Args:
         secret: whether the node is the value of a secret name.
@@ -131,7 +135,7 @@ def mask_values(node: Any, secret: bool = False) -> Any:
 
 
 class GuardedStream:
-    """A text stream that masks secrets; everything else is the stream's own."""
+    """A text stream that masks secrets. Other attributes are those of the wrapped stream."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -149,9 +153,9 @@ class GuardedStream:
 
 
 def guard_streams() -> None:
-    """Mask secrets in all that this process prints, tracebacks and the messages of libraries included.
+    """Mask secrets in everything that this process prints, including tracebacks and messages of libraries.
 
-    The secrets in the environment and on the command line are learnt first.
+    The secrets in the environment and on the command line are recorded first (`learn_from`).
     """
     learn_from(os.environ.items())
     learn_from(word.partition("=")[::2] for word in sys.argv)

@@ -44,9 +44,9 @@ def test_an_explicit_precision_is_unchanged(machine, precision, accelerator):
 @pytest.mark.parametrize(
     ("precision", "accelerator", "message"),
     [
-        ("16-mixed", "cpu", "16-mixed is not for accelerator=cpu: take bf16-mixed or 32-true"),
-        ("16-mixed", "xpu", "16-mixed is not for accelerator=xpu: take bf16-mixed or 32-true"),
-        ("bf16-mixed", "cuda", "bf16-mixed needs a GPU with bfloat16.*take 32-true"),
+        ("16-mixed", "cpu", "accelerator=cpu does not support precision=16-mixed: use bf16-mixed or 32-true"),
+        ("16-mixed", "xpu", "accelerator=xpu does not support precision=16-mixed: use bf16-mixed or 32-true"),
+        ("bf16-mixed", "cuda", "bf16-mixed needs a GPU with bfloat16.*use 32-true"),
         ("64-true", "cpu", "64-true is none of auto, 32-true"),
     ],
 )

@@ -13,26 +13,26 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Returns Lightning's name of the precision for "auto" on an accelerator; other names are returned unchanged.
+    """Returns Lightning's name of the precision for an accelerator. Names other than "auto" are returned unchanged.
 
-    "auto" is bfloat16 autocast if the device computes convolutions faster in bfloat16: CUDA from Ampere on, XPU, and
-    CPUs with AMX or AVX-512 BF16.
+    "auto" is bfloat16 autocast on devices that compute convolutions faster in bfloat16: CUDA GPUs since Ampere, XPUs,
+    and CPUs with AMX or AVX-512 BF16. On all other devices, "auto" is float32.
 
     Args:
         accelerator: "cpu", "cuda", "xpu" or "mps", available on this machine.
 
     Raises:
-        ValueError: the device lacks the precision, or its weights are not float32.
+        ValueError: the precision is not in `PRECISIONS`, or the device does not support it.
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"precision={precision} is none of auto, {', '.join(PRECISIONS)}.")
     if precision == "16-mixed" and accelerator in ("cpu", "xpu"):
-        # torch's GradScaler inverts its factor in float64, which XPUs of the A series lack.
-        raise ValueError(f"precision=16-mixed is not for accelerator={accelerator}: take bf16-mixed or 32-true.")
+        # On XPUs: torch's GradScaler inverts its scale in float64, which XPUs of the A series do not support.
+        raise ValueError(f"accelerator={accelerator} does not support precision=16-mixed: use bf16-mixed or 32-true.")
     if accelerator == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         if precision == "bf16-mixed" and not fast:
-            raise ValueError("precision=bf16-mixed needs a GPU with bfloat16 (Ampere or later): take 32-true.")
+            raise ValueError("precision=bf16-mixed needs a GPU with bfloat16 (Ampere or later): use 32-true.")
     elif accelerator == "cpu":
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     else:
@@ -43,7 +43,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the name of the device, for provenance.json."""
+    """Returns the name of the device, for provenance.json and error messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xpu":
@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 class TrainerAutocast(Strategy):
-    """Makes autocast use the device type of the accelerator. Lightning uses CUDA for unknown types."""
+    """Mixin that makes autocast use the accelerator's device type. Lightning uses CUDA for types it does not know."""
 
     @Strategy.precision_plugin.setter  # type: ignore[attr-defined]
     def precision_plugin(self, plugin: Any) -> None:
@@ -62,7 +62,7 @@ class TrainerAutocast(Strategy):
 
 
 class FabricAutocast(FabricStrategy):
-    """The same as `TrainerAutocast`, for strategies of Fabric."""
+    """`TrainerAutocast` for strategies of Fabric."""
 
     @FabricStrategy.precision.setter  # type: ignore[attr-defined]
     def precision(self, plugin: Any) -> None:

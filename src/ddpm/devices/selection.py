@@ -1,4 +1,4 @@
-"""Converts the settings of device, number, precision and strategy to arguments for Lightning, and checks them."""
+"""Checks the device, the number of devices, precision and strategy, and converts them to arguments of Lightning."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from .precision import resolve_precision
 
 GPUS = ("cuda", "xpu", "mps")
-"""in the order of preference of "auto" and "gpu" """
+"""accelerators in the order in which "auto" and "gpu" try them"""
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -24,20 +24,21 @@ def lightning_arguments(
     """Returns arguments for Lightning's `Trainer` or `Fabric`, checked against the machine.
 
     Args:
-        accelerator: "auto" is the first available of CUDA, XPU, MPS, CPU.
-        devices: a number, indices, or "auto" for all; on the CPU a number of processes.
+        accelerator: name of Lightning's accelerator. "auto" is the first available of CUDA, XPU, MPS and CPU; "gpu" is
+            the first available of CUDA, XPU and MPS.
+        devices: number of devices, device indices, or "auto" for all devices. On the CPU, the number of processes.
         precision: see `resolve_precision`.
-        strategy: "auto" is DDP for several processes; "fsdp" shards the model, and works only with `Trainer`.
+        strategy: "auto" is DDP for several processes. "fsdp" shards the model and works only with `Trainer`.
 
     Raises:
-        ValueError: a device is not available, or it lacks the precision or the strategy.
+        ValueError: a device is not available, or the device does not support the precision or the strategy.
     """
     accelerator = resolve_accelerator(accelerator)
     devices = devices if isinstance(devices, (int, str)) else list(devices)
     processes = num_nodes * count_devices(accelerator, devices)
     precision = resolve_precision(precision, accelerator)
     if strategy == "fsdp" and precision == "16-mixed":
-        raise ValueError("strategy=fsdp has no precision=16-mixed: take bf16-mixed or 32-true.")
+        raise ValueError("strategy=fsdp does not support precision=16-mixed: use bf16-mixed or 32-true.")
     return {
         "accelerator": accelerator,
         "devices": devices,
@@ -48,7 +49,7 @@ def lightning_arguments(
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """Returns Lightning's name of the accelerator for "auto" or "gpu"; other names are returned unchanged.
+    """Returns Lightning's name of an available accelerator. Names other than "auto" and "gpu" are returned unchanged.
 
     Raises:
         ValueError: the accelerator is unknown, or not available on this machine.
@@ -63,15 +64,15 @@ def resolve_accelerator(accelerator: str) -> str:
     hint = " XPUs need Intel's driver and the torch build for XPU (see pytorch.org's \"Get started\")."
     raise ValueError(
         f"accelerator={accelerator} is not available: torch {torch.__version__} finds no such device here."
-        f"{hint if accelerator == 'xpu' else ''} accelerator=auto takes what there is."
+        f"{hint if accelerator == 'xpu' else ''} Use accelerator=auto to select an available device."
     )
 
 
 def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
-    """Returns the number of devices that `devices` names; on the CPU, the number of processes.
+    """Returns the number of devices that `devices` selects. On the CPU, returns the number of processes.
 
     Raises:
-        ValueError: `devices` names no device, or one that is not available.
+        ValueError: `devices` selects no device, or a device that is not available.
     """
     kind = ACCELERATOR_REGISTRY[accelerator]["accelerator"]
     available = kind.auto_device_count()
@@ -80,12 +81,12 @@ def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
     try:
         return len(kind.get_parallel_devices(kind.parse_devices(devices)))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        has = "on the CPU it is a number of processes" if accelerator == "cpu" else f"this machine has {available}"
+        has = "on the CPU, set a number of processes" if accelerator == "cpu" else f"this machine has {available}"
         raise ValueError(f"devices={devices} does not fit accelerator={accelerator}: {has}.") from error
 
 
 def resolve_strategy(strategy: str, accelerator: str, processes: int) -> str:
-    """Returns Lightning's name of the strategy on an accelerator.
+    """Returns the name of the strategy in Lightning's registry.
 
     Raises:
         ValueError: the strategy is unknown, or the accelerator does not support it.
@@ -93,7 +94,7 @@ def resolve_strategy(strategy: str, accelerator: str, processes: int) -> str:
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy} is none of {', '.join(STRATEGIES)}.")
     if accelerator == "mps" and (strategy != "auto" or processes > 1):
-        raise ValueError("accelerator=mps is one device, in one process: leave the strategy out.")
+        raise ValueError("accelerator=mps supports only one device in one process: use strategy=auto and devices=1.")
     if strategy == "fsdp":
         return "fsdp2"
     if accelerator == "xpu":

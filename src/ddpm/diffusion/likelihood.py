@@ -1,7 +1,8 @@
 """The variational bound on -log p(x_0), term by term, in bits per dimension.
 
-L = L_T + Σ_{t≥1} L_t + L_0 (Ho et al. 2020, equation 5): the prior term, one Kullback-Leibler divergence for each
-reverse step, and the reconstruction term of the 256-level image given the least noisy latent.
+L = L_T + Σ_{t≥1} L_t + L_0 (Ho et al. 2020, equation 5), with t counted from 0. L_T is the prior term. L_t is the
+Kullback-Leibler divergence of reverse step t. L_0 is the reconstruction term: the negative log-probability of the
+256-level image given the latent with the least noise.
 """
 
 import math
@@ -24,12 +25,13 @@ class VLBTerms(NamedTuple):
     kl: Float[Tensor, "B K"]
     """KL(q(x_{t-1}|x_t, x_0) ‖ p_θ(x_{t-1}|x_t)) at K timesteps t ≥ 1, [B, K]"""
     reconstruction: Float[Tensor, " B"]
-    """-log p_θ(x_0|x_1) of the discretised Gaussian, where x_1 is the latent at t = 0; [B]"""
+    """-log-probability of x_0 under the discretised Gaussian of the reverse step t = 0 (the paper's x_1 → x_0), [B]"""
 
     def total(self, num_steps: int) -> Float[Tensor, " B"]:
         """Return the bound of a chain of T = `num_steps` steps, in bits per dimension, [B].
 
-        The sum over t is estimated from the K timesteps. The estimate is unbiased if they cover 1 … T-1 evenly.
+        The sum over t is estimated from the K timesteps. The estimate is unbiased if each timestep in 1 … T-1 is
+        selected with equal probability.
         """
         per_timestep = (num_steps - 1) / max(self.kl.shape[1], 1)
         return self.prior + per_timestep * self.kl.sum(dim=1) + self.reconstruction
@@ -46,12 +48,12 @@ def vlb_terms(
 
     Args:
         x0: images of 256 levels in [-1, 1], [B, C, H, W].
-        timesteps: where to evaluate the divergences, in 1 … T-1: [K] for all images, or [B, K] with one row for each
-            image. None means every timestep.
-        randn_like: called once for each timestep, first for the reconstruction term.
+        timesteps: timesteps of the divergences, in 1 … T-1: [K] for all images, or [B, K] with one row for each image.
+            None means every timestep.
+        randn_like: called once for the reconstruction term, then once for each of the K timesteps.
 
     Raises:
-        ValueError: a timestep outside 1 … T-1.
+        ValueError: a timestep is outside 1 … T-1.
     """
     (terms,) = vlb_terms_under(network, [diffusion], x0, timesteps, randn_like)
     return terms
@@ -64,12 +66,12 @@ def vlb_terms_under(
     timesteps: Int64[Tensor, " K"] | Int64[Tensor, "B K"] | None = None,
     randn_like: RandnLike = torch.randn_like,
 ) -> list[VLBTerms]:
-    """Return `vlb_terms` for each of `diffusions`, which may differ in their variance alone.
+    """Return `vlb_terms` for each of `diffusions`, which may differ only in their variance.
 
-    The mean of the reverse step does not depend on the variance, so the network is called as often as for one of them.
+    The network's output does not depend on the variance, so the diffusions share the K + 1 calls of the network.
 
     Raises:
-        ValueError: a timestep outside 1 … T-1.
+        ValueError: a timestep is outside 1 … T-1.
     """
     chain = diffusions[0]
     if timesteps is None:
@@ -118,8 +120,8 @@ def discretized_gaussian_log_prob(x0: Images, mean: Images, variance: PerImage) 
     """Return the log-probability of each 256-level value under N(mean, variance), in nats, [B, C, H, W].
 
     This is equation 13 of Ho et al. 2020. A value's bin extends half a level (1/255) to each side. The bins of -1
-    and 1 extend to infinity, so that the 256 probabilities sum to one. The computation stays in log space, so that no
-    probability underflows.
+    and 1 extend to infinity, so the 256 probabilities sum to one. The computation is in log space, so no probability
+    underflows.
 
     Args:
         x0: values of 256 levels in [-1, 1], [B, C, H, W].
@@ -130,7 +132,7 @@ def discretized_gaussian_log_prob(x0: Images, mean: Images, variance: PerImage) 
     level = ((x0 + 1) * 127.5).round()  # compute edges from levels, so that neighbouring bins have equal edges
     upper = torch.where(level < 255, ((2 * level + 1) / 255 - 1 - mean) / std, math.inf)
     lower = torch.where(level > 0, ((2 * level - 1) / 255 - 1 - mean) / std, -math.inf)
-    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b): use the side where both are small, since a difference of values near 1 loses digits.
+    # Φ(b) - Φ(a) = Φ(-a) - Φ(-b). Use the side with the smaller values: a difference of values near 1 loses digits.
     reflect = lower + upper > 0
     upper, lower = torch.where(reflect, -lower, upper), torch.where(reflect, -upper, lower)
     log_upper = torch.special.log_ndtr(upper)
@@ -138,5 +140,5 @@ def discretized_gaussian_log_prob(x0: Images, mean: Images, variance: PerImage) 
 
 
 def _bits_per_dim(nats: Images) -> Float[Tensor, " B"]:
-    """Convert nats for each pixel and channel, [B, C, H, W], to bits per dimension for each image, [B]."""
+    """Convert nats per pixel and channel, [B, C, H, W], to bits per dimension of each image, [B]."""
     return nats.mean(dim=(1, 2, 3)) / math.log(2)

@@ -25,17 +25,19 @@ RandnLike = Callable[[Tensor], Tensor]
 class GaussianDiffusion(nn.Module):
     """The Gaussian diffusion process of Ho et al. 2020, whose reverse steps have a fixed covariance σ_t² I.
 
-    A timestep t is an int64 in 0 … T-1. The step t = 0 adds noise to the image itself (the paper's t = 1); ᾱ of the
-    image is 1.
-    The coefficients are computed in float64 on the CPU and kept as float32 buffers, which follow the module's device
-    and are not in its state dict.
+    A timestep t is an int64 in 0 … T-1, one less than in the paper. So the forward step t = 0 adds the first noise to
+    the image, and the reverse step t = 0 returns the image.
+
+    The coefficients are computed in float64 on the CPU. The float32 buffers with their values move with the module to
+    its device and are not in the state dict.
 
     Args:
         betas: β_t, float64, [T]; see `ddpm.diffusion.schedules`.
         prediction: the type of the network's output: "epsilon", "x0", "v" or "mean".
-        variance: σ_t² of the reverse step. "small": β̃_t of the posterior, optimal if the data is a single point;
-            "large": β_t, optimal if the data is N(0, I) (Ho et al. 2020, section 3.2); "optimal":
-            β̃_t + c_0² · `x0_mse`, optimal for this network (after Bao et al. 2022, theorem 1).
+        variance: σ_t² of the reverse step. "small" is β̃_t of the posterior, optimal if the data is a single point.
+            "large" is β_t, optimal if the data is N(0, I) (Ho et al. 2020, section 3.2). "optimal" is
+            β̃_t + c_0² · `x0_mse`, optimal for this network (after Bao et al. 2022, theorem 1); c_0 is the coefficient
+            of x_0 in the posterior mean.
         x0_mse: the network's mean squared x_0 error at each timestep, [T]; only "optimal" needs it.
         clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses use the unclipped x_0.
 
@@ -45,11 +47,11 @@ class GaussianDiffusion(nn.Module):
         alpha_bars: ᾱ_t, float64, CPU, [T].
 
     Raises:
-        ValueError: a β outside (0, 1) (the last may be 1), an unknown prediction or variance, "optimal" without a
-            valid `x0_mse`, or ε-prediction where ᾱ_T is (almost) 0.
+        ValueError: a β is outside (0, 1) (the last β may be 1), the prediction or variance is unknown, `x0_mse` is
+            missing or invalid for "optimal", or the prediction is "epsilon" and ᾱ_T is (almost) 0.
 
     Warns:
-        UserWarning: ᾱ_T is above 1e-2, so that x_T is not pure noise.
+        UserWarning: ᾱ_T is above 1e-2, so x_T is not pure noise.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class GaussianDiffusion(nn.Module):
 
     def _check_terminal_signal(self) -> None:
         last = self.alpha_bars[-1].item()
-        # Below this limit a float32 rounding error of ε, amplified by 1/√ᾱ, is as large as the image.
+        # Below this limit, a float32 rounding error of ε becomes as large as the image after the division by √ᾱ.
         if self.prediction == "epsilon" and last < torch.finfo(torch.float32).eps ** 2:
             raise ValueError(
                 f"ε-prediction cannot represent a zero terminal signal-to-noise ratio (ᾱ_T = {last:g}): x_T is pure "
@@ -101,8 +103,8 @@ class GaussianDiffusion(nn.Module):
             )
         if last > 1e-2:
             warnings.warn(
-                f"ᾱ_T = {last:.3g} leaves signal in x_T, but sampling starts from N(0, I), which has none: "
-                "use more noise (more steps, or a larger last β).",
+                f"ᾱ_T = {last:.3g} leaves signal in x_T, but sampling starts from pure noise, N(0, I). "
+                "Use more noise: more steps, or a larger last β.",
                 stacklevel=3,
             )
 
@@ -155,9 +157,9 @@ class GaussianDiffusion(nn.Module):
         return mean, self._table("posterior_variance", t)
 
     def target(self, x0: Images, x_t: Images, t: Timesteps, eps: Images) -> Images:
-        """Return what the network should output at x_t = `q_sample(x0, t, eps)`, [B, C, H, W]."""
+        """Return the training target of the network at x_t = `q_sample(x0, t, eps)`, [B, C, H, W]."""
         if self.prediction == "epsilon":
-            return eps  # exact; (x_t - √ᾱ x_0)/√(1-ᾱ) loses precision where √(1-ᾱ) is small
+            return eps  # exact, while (x_t - √ᾱ x_0)/√(1-ᾱ) loses precision if √(1-ᾱ) is small
         if self.prediction == "v":
             at = self.coefficients_at(t)
             return at.signal * eps - at.sigma * x0
@@ -171,7 +173,7 @@ class GaussianDiffusion(nn.Module):
         """Convert the network's output into ε, [B, C, H, W], without clipping."""
         if self.prediction == "epsilon":
             return output.float()
-        if self.prediction == "v":  # no division, so it is accurate where √(1-ᾱ) is small
+        if self.prediction == "v":  # avoids the division by √(1-ᾱ), which loses precision if √(1-ᾱ) is small
             at = self.coefficients_at(t)
             return at.sigma * x_t + at.signal * output.float()
         return self.x0_to_epsilon(self.to_x0(output, x_t, t), x_t, t)
@@ -194,14 +196,14 @@ class GaussianDiffusion(nn.Module):
         """Return mean [B, C, H, W] and variance [B, 1, 1, 1] of p_θ(x_{t-1}|x_t), and the predicted x_0 [B, C, H, W].
 
         The mean is the posterior mean with the predicted x_0 in place of x_0 (Ho et al. 2020, equation 11; Luo 2022,
-        equation 93). At t = 0 the variance is the variance of the decoder p_θ(x_0|x_1): β̃_1 ("small"), β_0 ("large")
-        or the x_0 error ("optimal").
+        equation 93). At t = 0, where β̃_0 = 0, the variance is β̃_1 for "small", β_0 for "large" and `x0_mse[0]` for
+        "optimal". It is the variance of the decoder (the paper's p_θ(x_0|x_1)).
         """
         x0 = self.to_x0(output, x_t, t)
         if self.clip_x0:
             x0 = x0.clamp(-1, 1)
         if self.prediction == "mean" and not self.clip_x0:
-            mean = output.float()  # a conversion to x_0 and back would amplify rounding errors by 1/c_0
+            mean = output.float()  # converting to x_0 and back would amplify rounding errors by 1/c_0
         else:
             mean, _ = self.q_posterior(x0, x_t, t)
         return mean, self._table("reverse_variance", t), x0
@@ -220,12 +222,11 @@ class GaussianDiffusion(nn.Module):
         return mean + not_last * variance.sqrt() * eps
 
     def subsequence(self, timesteps: Int64[Tensor, " S"]) -> "GaussianDiffusion":
-        """Return the diffusion process over a subset of the timesteps: it keeps their ᾱ and recomputes β from these ᾱ.
+        """Return the diffusion process over a subset of the timesteps, with the same ᾱ and with β computed from them.
 
-        Step i of the result is timestep `timesteps[i]` of the full chain, and the network must receive the timestep of
-        the full chain (Nichol & Dhariwal 2021, equation 19; Song et al. 2021, section 4.2). The result has
-        `prediction="x0"`: first convert the network's output with `to_x0` of the full chain, because a predicted mean
-        belongs to a step of the full chain.
+        Step i of the result is timestep `timesteps[i]` of the full chain (Nichol & Dhariwal 2021, equation 19; Song et
+        al. 2021, section 4.2). Call the network with the timestep of the full chain, and convert the network's output
+        with `to_x0` of the full chain. The result therefore has `prediction="x0"`.
 
         Args:
             timesteps: ascending, int64 [S].
@@ -234,7 +235,7 @@ class GaussianDiffusion(nn.Module):
         alpha_bars_before = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
         x0_mse = None if self.x0_mse is None else self.x0_mse[timesteps]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the full chain has warned already
+            warnings.simplefilter("ignore")  # the constructor of the full chain has already given the warning
             chain = GaussianDiffusion(1 - alpha_bars / alpha_bars_before, "x0", self.variance, x0_mse, self.clip_x0)
         return chain.to(self.get_buffer("_signal").device)
 

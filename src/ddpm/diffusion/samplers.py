@@ -1,11 +1,12 @@
 """Samplers, which turn noise x_T into images x_0.
 
     sampler(network, diffusion, x_T, randn_like) -> x_0
-    network(x_t, t) -> output;    randn_like(x) -> fresh noise of x's shape, called once per step by stochastic samplers
+    network(x_t, t) -> output
+    randn_like(x) -> fresh standard normal noise in the shape of x; only stochastic samplers call it
 
-`Sampler.iterate` loops over the timesteps, calls the network and computes the predicted x_0; each subclass implements
-`step`. The network always receives the timestep of the full chain. To add a sampler, write a subclass of `Sampler` that
-implements `step`, and a YAML in `conf/sampler/`.
+`Sampler.iterate` loops over the timesteps, calls the network and computes the predicted x_0. The network always
+receives the timestep of the full chain. To add a sampler, write a subclass of `Sampler` that implements `step`, and a
+YAML in `conf/sampler/`.
 """
 
 import math
@@ -37,12 +38,12 @@ class SamplerStep(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The data that all steps of one sampling run share. Step i goes from `alpha_bars[i + 1]` to `alpha_bars[i]`."""
+    """Constants of one sampling run. Step i goes from noise level `alpha_bars[i + 1]` to `alpha_bars[i]`."""
 
     diffusion: GaussianDiffusion
     """the diffusion process over only the sampler's S timesteps"""
     alpha_bars: Float64[Tensor, " N"]
-    """1, which is ᾱ of x_0, then ᾱ of each of the S timesteps; N = S + 1"""
+    """ᾱ of x_0, which is 1, followed by ᾱ of each of the S timesteps; N = S + 1"""
     log_snr: Float64[Tensor, " N"]
     """λ = log √ᾱ/√(1-ᾱ), infinite for x_0"""
     randn_like: RandnLike
@@ -59,7 +60,7 @@ class Sampler(ABC):
     """
 
     history = 1
-    """maximum number of predictions of x_0 that `step` receives"""
+    """maximum length of `x0s` in `step`"""
 
     def __init__(self, steps: int | None = None, spacing: Spacing = "uniform"):
         if steps is not None and steps < 1:
@@ -70,7 +71,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
-        """Return the image after step i, [B, C, H, W]; step 0 is the last one and ends at x_0.
+        """Return the images after step i, [B, C, H, W]. The steps run from S - 1 down to 0, which returns x_0.
 
         Args:
             x0s: the predictions of x_0, newest first, at most `history` of them.
@@ -89,12 +90,12 @@ class Sampler(ABC):
         """Sample from `x_T` and yield each step.
 
         Args:
-            part: use only the timesteps `timesteps(diffusion)[part]`. `x_T` must have the noise level of the last of
-                these timesteps. The result has the noise level of the timestep before the first of them, or is x_0 if
-                there is no timestep before it.
+            part: use only the timesteps `timesteps(diffusion)[part]`, in descending order. `x_T` must have the noise
+                level of the highest timestep of the part. The result has the noise level of the next lower timestep
+                below the part, or is x_0 if there is none.
 
         Raises:
-            UserError: after the last step, if an output of the network was not finite.
+            UserError: an output of the network was not finite. The check follows the last step.
         """
         timesteps = self.timesteps(diffusion)
         alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]])
@@ -121,17 +122,18 @@ class Sampler(ABC):
         randn_like: RandnLike = torch.randn_like,
         part: slice = ALL_STEPS,
     ) -> Images:
-        """Return the images after the last step, [B, C, H, W]; arguments as in `iterate`."""
+        """Return the images after the last step, [B, C, H, W]. The arguments are those of `iterate`."""
         x_t = x_T
         for step in self.iterate(network, diffusion, x_T, randn_like, part):
             x_t = step.x_t
         return x_t
 
     def timesteps(self, diffusion: GaussianDiffusion) -> Int64[Tensor, " S"]:
-        """Return the original timesteps at which the network is called, ascending.
+        """Return the timesteps of the full chain at which the network is called, ascending.
 
         Raises:
-            ValueError: more steps than the diffusion has, or so many that the spacing selects one twice.
+            ValueError: the sampler has more steps than the diffusion, the spacing selects a timestep twice, or the
+                spacing is "log_snr" and ᾱ_T is 0.
         """
         steps = diffusion.num_steps if self.steps is None else self.steps
         return spaced_timesteps(diffusion.alpha_bars, steps, self.spacing)
@@ -150,7 +152,8 @@ class DDIM(Sampler):
     """Denoising diffusion implicit models (Song et al. 2021, equations 12 and 16).
 
     Args:
-        eta: η between 0 and 1. 0 is deterministic; 1 with all T timesteps is the ancestral chain with small variance.
+        eta: η, between 0 and 1. With η = 0, the sampler is deterministic. With η = 1 and all T timesteps, it is the
+            ancestral chain with small variance.
     """
 
     def __init__(self, steps: int | None = None, eta: float = 0.0, spacing: Spacing = "uniform"):
@@ -170,9 +173,9 @@ class DDIM(Sampler):
 class DPMSolverPP(Sampler):
     """DPM-Solver++ (Lu et al. 2022b, algorithm 2): a multistep solver of the probability-flow ODE in λ.
 
-    It extrapolates from the last `order` predictions of x_0, so that each step calls the network once. Order 1 is
-    DDIM. The first steps have a lower order, because fewer predictions exist. The last steps also have a lower order,
-    because λ is infinite at x_0: the last step returns the predicted x_0 (order 1), and the step before it has at most
+    Each step extrapolates from the newest `order` predictions of x_0 and calls the network once. Order 1 is DDIM. The
+    first steps have a lower order, because fewer predictions exist. The last steps also have a lower order, because λ
+    is infinite at x_0: the last step has order 1 and returns the predicted x_0; the second to last step has at most
     order 2.
 
     Args:
@@ -200,11 +203,11 @@ class DPMSolverPP(Sampler):
 
         Args:
             x0s: the predictions to use, newest first.
-            gaps: the length of the step in λ, then the distances in λ between successive predictions.
+            gaps: the length of the step in λ, followed by the distances in λ between successive predictions.
         """
         h, *between = gaps
         gain = -math.expm1(-h)
-        # σ_t/σ_s x_s - α_t (e^-h - 1) D_0, then the terms of the prediction's derivatives in λ.
+        # First σ_t/σ_s x_s - α_t (e^-h - 1) D_0; then the terms with the derivatives of the prediction by λ.
         x = math.sqrt((1 - after) / (1 - now)) * x_t + math.sqrt(after) * gain * x0s[0]
         if len(x0s) == 2:
             return x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
@@ -217,7 +220,7 @@ class DPMSolverPP(Sampler):
 
 
 class SDEDPMSolverPP(DPMSolverPP):
-    """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): solves the reverse SDE, with fresh noise in each step.
+    """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): a solver of the reverse SDE, with fresh noise in each step.
 
     Order 1 is DDIM with η = 1, which is the ancestral chain with small variance.
 
@@ -239,5 +242,5 @@ class SDEDPMSolverPP(DPMSolverPP):
 
 
 def _slope(x0s: Sequence[Images], ratio: float) -> Images:
-    """Extrapolate the change between the newest two predictions of x_0 to a step `ratio` times their gap in λ."""
+    """Return the difference of the two newest predictions of x_0, times `ratio`: the step's length over their gap."""
     return (x0s[0] - x0s[1]) * ratio

@@ -1,7 +1,7 @@
-"""A job: one command with its composed config.
+"""Run a job: one command with its composed config.
 
-A single job runs in this process. Each job of a sweep runs in a process of its own, under every launcher: a crash, a
-signal or a full memory then ends that job alone, and Lightning can start the job's further processes.
+A single job runs in the current process. With every launcher, each job of a sweep runs in its own subprocess. So a
+crash, a signal or a lack of memory ends only that job, and Lightning can start further processes for the job.
 """
 
 import importlib
@@ -30,20 +30,20 @@ from ddpm.runs.identity import task_overrides
 from ddpm.runs.status import INTERRUPTED
 from ddpm.secrets import mask_override
 
-# Examples in the message about a key without a value.
+# Example values for the error message about missing keys.
 EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart", "to": "digits"}
 
 PARENT = "DDPM_PARENT"
-"""environment variable of a job of a sweep: the process id of the sweep"""
+"""environment variable with the process id of the sweep that started the job"""
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run_job(command: str | None, config: DictConfig) -> None:
-    """Run a command with its composed config; for a job of a sweep, in a process of its own.
+    """Run a command with its composed config. A job of a sweep runs in a subprocess.
 
     Raises:
-        UserError: a mistake of the user, or a job of a sweep failed.
-        SystemExit: a job of a sweep was interrupted; the sweep ends.
+        UserError: the user made a mistake, or a job of a sweep failed.
+        SystemExit: a job of a sweep was interrupted. The exit ends the sweep.
     """
     if command is None:
         raise UserError("the command comes first, as in `ddpm train`.")
@@ -60,10 +60,10 @@ def run_job(command: str | None, config: DictConfig) -> None:
 
 
 def load_command(name: str) -> Command:
-    """Import the module of a command.
+    """Import and return the module of a command.
 
     Raises:
-        UserError: there is no such command.
+        UserError: the command does not exist.
     """
     if name not in COMMANDS:
         raise UserError(f"there is no command '{name}'. Commands: {', '.join(COMMANDS)}")
@@ -71,8 +71,8 @@ def load_command(name: str) -> Command:
 
 
 def check_values(command: str, config: DictConfig) -> None:
-    """Raise a UserError that names keys without a value (`???`), or a value that its receiver does not take."""
-    from ddpm.commands.settings import SETTINGS  # late: pydantic takes 0.2 s, which help and completion do without
+    """Raise a UserError if keys have no value (`???`) or a value is not valid. The message names the key."""
+    from ddpm.commands.settings import SETTINGS  # imported late: help and completion must not wait 0.2 s for pydantic
     from ddpm.config.checking import check_config
     from ddpm.launch.mistakes import plain
 
@@ -88,7 +88,7 @@ def check_values(command: str, config: DictConfig) -> None:
 
 
 def job_name(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:
-    """The overrides of a job in one line; if its sweep varies some keys, only the overrides of these keys."""
+    """Return the overrides of a job in one line. With `swept`, only the overrides of the swept keys."""
     task = filter_overrides(overrides)
     shown = [o for o in task if not swept or o.split("=")[0].lstrip("+") in swept]
     return " ".join(map(mask_override, shown)) or "(no overrides)"
@@ -97,17 +97,17 @@ def job_name(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:
 def run_in_own_process(command: str) -> None:
     """Run the current job of a sweep as a single job in a subprocess.
 
-    Signals are forwarded to the subprocess. The subprocess prints its own error; this process adds which job it was.
+    Signals are forwarded to the subprocess. The subprocess prints its own error; this process prints the job's name.
 
     Raises:
-        UserError: the job failed.
-        SystemExit: the job was interrupted, with exit code 75; the sweep ends with it.
+        UserError: the job failed, or was interrupted in a worker of Ray.
+        SystemExit: the job was interrupted. The exit code is 75, and the exit ends the sweep.
     """
     arguments = job_arguments(HydraConfig.get(), task_overrides())
     process = subprocess.Popen(
         [sys.executable, "-m", "ddpm", *arguments],
         env=os.environ | {PARENT: str(os.getpid())},
-        start_new_session=True,  # Ctrl-C reaches the sweep alone, which forwards it
+        start_new_session=True,  # Ctrl-C reaches only this process, which forwards the signal
     )
     asked_to_stop = False
 
@@ -116,7 +116,8 @@ def run_in_own_process(command: str) -> None:
         asked_to_stop = True
         process.send_signal(number)
 
-    forwarded = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup sets
+    # Do not forward ignored signals: nohup ignores SIGHUP.
+    forwarded = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     handlers = {number: signal.signal(number, forward) for number in forwarded}
     try:
         code = process.wait()
@@ -137,15 +138,15 @@ def run_in_own_process(command: str) -> None:
 
 
 def is_ray_worker() -> bool:
-    """Whether this process is a worker of Ray. SystemExit would end it, and Ray would start the job again."""
+    """Return whether this process is a worker of Ray. Ray would restart a job whose worker exits with SystemExit."""
     return "hydra_ray_launcher" in HydraConfig.get().launcher["_target_"]
 
 
 def job_arguments(hydra: HydraConf, overrides: Sequence[str]) -> list[str]:
-    """The command line, after `ddpm`, that runs one job of a sweep by itself.
+    """Return the arguments of `ddpm` that run one job of a sweep as a single job.
 
     Args:
-        hydra: Hydra's part of the config of the job, or of its sweep.
+        hydra: the `hydra` node of the job's config or of the sweep's config.
         overrides: the overrides of the job.
     """
     folders = {source.provider: source.path for source in hydra.runtime.config_sources if source.schema == "file"}
@@ -157,8 +158,8 @@ def job_arguments(hydra: HydraConf, overrides: Sequence[str]) -> list[str]:
 
 
 def stop_with_parent() -> None:
-    """Send this process SIGTERM once the sweep that started it is gone, for example killed."""
-    parent = os.environ.pop(PARENT, None)  # removed, because this process's own children have another parent
+    """Start a thread that sends SIGTERM to this process when the sweep's process has ended, for example by a kill."""
+    parent = os.environ.pop(PARENT, None)  # removed, so that subprocesses of this process do not inherit it
 
     def watch(pid: int) -> None:
         while os.getppid() == pid:

@@ -1,6 +1,6 @@
-"""Run a grid sweep: check all jobs before the first one starts, launch them, and compare their results at the end.
+"""Run a grid sweep: check all jobs before the first job starts, launch them, and compare the results at the end.
 
-This module does not import torch; the commands that it checks do.
+This module does not import torch; some of the commands do.
 """
 
 import itertools
@@ -29,22 +29,22 @@ from ddpm.runs.run import is_locked
 def run_sweep(
     config: DictConfig, overrides: Sequence[Override], loader: ConfigLoader, launcher: Launcher
 ) -> list[JobReturn]:
-    """Check all jobs of a grid, launch those that are not finished, and show all results.
+    """Check all jobs of a grid, launch the unfinished jobs, show all results, and return the launched jobs' returns.
 
     Args:
         config: the config of the sweep, including the `hydra` node.
-        overrides: the overrides of the sweep. There is one job for each combination of their values.
+        overrides: the overrides of the sweep. Each combination of their values is one job.
 
     Raises:
-        UserError: a job is impossible (no job was started), or jobs failed (all jobs were tried). A job that another
-            process trains is not a failure.
+        UserError: some jobs are impossible (then no job has started), or some jobs failed (then all jobs have been
+            tried). Jobs held by another process are not failures.
     """
     command = load_command(config.hydra.job.config_name)
     swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
     jobs = grid(overrides)
     if not jobs:
         empty = [str(override.input_line) for override in overrides if override.is_sweep_override()]
-        raise UserError(f"{' '.join(empty)}: a range or a glob gives no value, so the sweep has no job.")
+        raise UserError(f"{' '.join(empty)}: a range or a glob gives no value, so the sweep has no jobs.")
     plans = check_jobs(config, jobs, swept, loader, command)
     if config.get("dry_run"):
         display.plans(zip((job_name(job, swept) for job in jobs), plans, strict=True))
@@ -67,17 +67,17 @@ def run_sweep(
         if result.status != JobStatus.COMPLETED
     ]
     if elsewhere := [name for name, plan in not_completed if is_done_elsewhere(plan)]:
-        display.console.print(f"Skipped, because another process trained them first: {'; '.join(elsewhere)}")
+        display.console.print(f"Skipped, because another process trains or has trained them: {'; '.join(elsewhere)}")
     if failed := [name for name, _ in not_completed if name not in elsewhere]:
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     return returns
 
 
 def grid(overrides: Sequence[Override]) -> list[list[str]]:
-    """Return the overrides of each job: all combinations of the values. The last override of a key wins.
+    """Return the overrides of each job, for all combinations of the values. The last override of a key wins.
 
     Raises:
-        UserError: an override is an interval, which has no list of values.
+        UserError: an override is an interval, not a list of values.
     """
     choices: dict[str, list[str]] = {}
     for override in overrides:
@@ -93,12 +93,12 @@ def grid(overrides: Sequence[Override]) -> list[list[str]]:
 
 
 def swept_keys_override(swept: Sequence[str]) -> str:
-    """Return the override that tells a job which keys its sweep varies."""
+    """Return the override that sets the environment variable `SWEPT_KEYS` of a job."""
     return f"hydra.job.env_set.{SWEPT_KEYS}='{','.join(swept)}'"
 
 
 def is_done_elsewhere(plan: Plan) -> bool:
-    """Return whether another process trains the run of a job, or has finished it."""
+    """Return whether another process trains the job's run or has finished the run."""
     finished = plan.steps is not None and Run.read(plan.directory).is_finished(plan.steps)
     return finished or is_locked(plan.directory)
 
@@ -106,10 +106,10 @@ def is_done_elsewhere(plan: Plan) -> bool:
 def check_jobs(
     config: DictConfig, jobs: Sequence[Sequence[str]], swept: Sequence[str], loader: ConfigLoader, command: Command
 ) -> list[Plan]:
-    """Compose and check each job, and return the plans.
+    """Compose and check each job, and return the plan of each job.
 
     Raises:
-        UserError: jobs do not compose, cannot be built, or are the same run. The message names all of them.
+        UserError: some jobs do not compose, cannot be built, or are the same run. The message names all these jobs.
     """
     plans: list[Plan] = []
     problems: list[str] = []
@@ -123,7 +123,7 @@ def check_jobs(
         else:
             names[plans[-1].directory].append(job_name(job, swept))
     problems += [
-        f"  {' and '.join(same)} are the same run, {directory}: they differ only in settings that do not "
+        f"  {' and '.join(same)} are the same run, {directory}: the jobs differ only in settings that do not "
         "change a run's directory"
         for directory, same in names.items()
         if len(same) > 1
@@ -134,7 +134,7 @@ def check_jobs(
 
 
 def plan_job(config: DictConfig, job: Sequence[str], loader: ConfigLoader, command: Command) -> Plan:
-    """Compose and check one job of a sweep, and return what it would do.
+    """Compose and check one job of a sweep, and return its plan.
 
     Raises:
         UserError, HydraException: the job's config does not compose, or its objects cannot be built.

@@ -1,4 +1,4 @@
-"""Find the runs under a directory and read what they hold, whatever state they are in. Imports no torch."""
+"""Find the runs below a directory and read them, also if their files are missing or damaged. Imports no torch."""
 
 import io
 import json
@@ -21,11 +21,11 @@ from ddpm.runs.status import State
 from ddpm.secrets import mask_values
 
 Value = int | float | str | None
-"""value of a setting. Lists and other types are JSON text; None if a config lacks the setting"""
+"""value of a setting. A list or another type is JSON text; None means that the config does not have the setting"""
 
-SET_ASIDE = re.compile(r"\.before-\d{8}-\d{6}$")  # the name that restart=true gives to the old run
+SET_ASIDE = re.compile(r"\.before-\d{8}-\d{6}$")  # the suffix that restart=true appends to an old run's directory
 MAX_ERROR = 4000
-"""characters that are read of an error"""
+"""maximum number of characters of an error in a record"""
 FILES_OF_A_RUN = ("status.json", "config.yaml")
 
 
@@ -49,28 +49,29 @@ class RunRecord:
 
     directory: Path
     state: str
-    """state in status.json; "stopped" if it says running but no process runs; "unreadable" or "absent" """
+    """state in status.json. A "running" run of this host without a process is "stopped". If status.json is damaged or
+    missing, the state is "unreadable" or "absent"."""
     step: int | None = None
     """optimizer steps done"""
     seconds: float | None = None
     """training time"""
     error: str | None = None
-    """why the run failed, and which files cannot be read"""
+    """error in status.json, followed by the names of damaged files"""
     settings: Mapping[str, Value] = field(default_factory=dict)
-    """leaves of the config that identify the run, by dotted key; empty if config.yaml cannot be read"""
+    """settings that identify the run, by dotted key; empty if config.yaml cannot be read"""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """newest value of each metric, if finite"""
+    """newest value of each metric; values that are not finite are left out"""
     checkpoint: Path | None = None
     """best checkpoint, else the last one"""
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
-    """Return the runs at or below the places, each once: directories with status.json and config.yaml.
+    """Return the runs at or below the places: directories with status.json and config.yaml, without duplicates.
 
-    Runs that restart=true moved aside are left out, unless they are places themselves.
+    Runs that restart=true has renamed are left out, unless the run itself is one of the places.
 
     Raises:
-        UserError: a place does not exist, or there is no run.
+        UserError: a place does not exist, or there is no run at or below the places.
     """
     places = list(places)
     for place in places:
@@ -101,7 +102,7 @@ def _suggest_folders(place: Path) -> str:
 
 
 def read_run(directory: Path) -> RunRecord:
-    """Return the record of a run. Files that are missing or damaged are named in its `error`, never raised."""
+    """Return the record of a run. The record's `error` names damaged files; fields of missing files are empty."""
     status, metrics = mask_values(read_json(directory / "status.json")), read_json(directory / "metrics.json")
     settings = _read_settings(directory / "config.yaml")
     contents = {"status.json": status, "metrics.json": metrics, "config.yaml": settings}
@@ -125,7 +126,7 @@ def read_run(directory: Path) -> RunRecord:
 def _state(directory: Path, status: Mapping[str, Any]) -> str:
     if not status:
         return "unreadable" if (directory / "status.json").exists() else "absent"
-    here = status.get("host") == socket.gethostname()  # the lock may say nothing about processes of another machine
+    here = status.get("host") == socket.gethostname()  # a lock held on another machine may be invisible here
     if status.get("state") == "running" and here and not is_locked(directory):
         return "stopped"
     state = status.get("state")
@@ -133,7 +134,7 @@ def _state(directory: Path, status: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number unchanged, None for everything else."""
+    """Return `value` if it is a finite number, else None."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_number else None
 
@@ -155,9 +156,9 @@ def _as_value(value: Any) -> Value:
 
 
 def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
-    """Return the curves of those metrics that are in a run's TensorBoard events.
+    """Return the curves of the metrics from a run's TensorBoard events. Metrics without events are left out.
 
-    Steps that were repeated after a resume have the values of the last repetition.
+    If a step was repeated after a resume, the curve has the value of the last repetition.
     """
     from tensorboard.backend.event_processing.directory_watcher import (  # type: ignore[import-untyped]
         DirectoryDeletedError,
@@ -167,7 +168,7 @@ def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
     )
     from tensorboard.util import tb_logging  # type: ignore[import-untyped]
 
-    tb_logging.get_logger().setLevel("ERROR")  # it warns of repeated steps
+    tb_logging.get_logger().setLevel("ERROR")  # hides TensorBoard's warnings about repeated steps
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 1})
     try:
         events.Reload()
@@ -182,7 +183,7 @@ def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
 
 
 def newest_samples(directory: Path) -> Samples | None:
-    """Return the newest complete picture of samples. The run may be writing another one."""
+    """Return the newest complete picture of samples, None if there is none. A training run may be writing the next."""
     from PIL import Image
 
     for path in sorted((directory / "samples").glob("samples-step-*.png"), reverse=True):

@@ -19,30 +19,31 @@ from omegaconf import OmegaConf
 from ddpm.config import leaves, user_path
 from ddpm.secrets import MASK, is_secret, mask
 
-MAX_LENGTH = 119  # characters of a name, with its digest
+MAX_LENGTH = 119  # characters of a name, including the digest
 SWEPT_KEYS = "DDPM_SWEPT_KEYS"
 """environment variable of a sweep's jobs: the keys that the sweep varies, separated by commas"""
-DELETED = "~"  # stands for the value of a key that `~key` removes
+DELETED = "~"  # value of a key that the override `~key` removes
 
 _DIGEST = re.compile(r"\.[0-9a-f]{10}$")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def task_overrides() -> list[str]:
-    """Return the overrides of the current job as they were typed, without those of Hydra itself."""
-    # Unresolved: Hydra would look up `seed='${other}'` in its own config.
+    """Return the overrides of the current job as the user typed them, without overrides of Hydra's own config."""
+    # Do not resolve interpolations: Hydra would look up `seed='${other}'` in its own config.
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(overrides, list)
     return overrides
 
 
 def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) -> list[str]:
-    """Return the overrides that change the config of a command; of several with one key the last one counts.
+    """Return the overrides that change the config of a command. If a key has several overrides, the last one counts.
 
-    Without `overrides`, those of the current job are taken.
+    An override of a value has no effect if the selected options of the config groups set the same value. An override
+    of a config group has no effect if the config is the same without the override.
 
-    The default of a value is what the chosen options of the groups set. The default of an option is the config without
-    its override.
+    Args:
+        overrides: the overrides to filter. None means the overrides of the current job.
     """
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(
@@ -62,7 +63,7 @@ def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) 
         if key in options:
             try:
                 others = defaults({name: line for name, line in options.items() if name != key})
-            except HydraException:  # without the override nothing composes
+            except HydraException:  # the config does not compose without the override
                 return True
             return others != defaults(options)
         return override.is_delete() or defaults(options).get(key, override) != override.value()
@@ -72,7 +73,7 @@ def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) 
 
 @lru_cache(maxsize=256)
 def _composed(command: str, overrides: tuple[str, ...], places: str) -> dict[str, Any]:
-    """Compose a config and return its values by dotted key. `places` is the search path, on which they depend."""
+    """Compose a config and return its values by dotted key. `places` (the search path) only extends the cache key."""
     return dict(leaves(OmegaConf.to_container(compose(command, list(overrides)), resolve=False)))
 
 
@@ -86,8 +87,8 @@ def run_directory(
 ) -> Path:
     """Return `outputs/<command>/<experiment or "default">/<name, or that of the overrides, or "base">`.
 
-    `overrides` are those of one job (`overrides_with_effect`). Their order, their spacing, and `+` or `++` make no
-    difference.
+    `overrides` are the overrides of one job that have an effect (`overrides_with_effect`). The directory does not
+    depend on the order of the overrides, on spaces in them, or on `+` and `++`.
     """
     folder = "default" if experiment is None else _readable(experiment, plain=experiment != "default")
     own = run_name(overrides, not_identity) if name is None else name
@@ -95,11 +96,11 @@ def run_directory(
 
 
 def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str]:
-    """Return (name, suffix) for results made from runs or from folders of runs; together they are unique.
+    """Return (name, suffix) for results from runs or folders of runs. Different places have different pairs.
 
-    A place below outputs/train has its path relative to that folder as its name, and no suffix. For a place elsewhere
-    the name is the folder's, and the suffix a digest of its path. For several places the suffix is a digest of all
-    paths.
+    The name of a place below outputs/train is its path relative to outputs/train, without a suffix. The name of a
+    place elsewhere is the name of its folder, and the suffix is a digest of its path. If there are several places, the
+    name is made from the first place and the number of the others, and the suffix is a digest of all paths.
     """
     first, *others = (place.resolve() for place in places)
     trained = (user_path(outputs) / "train").resolve()
@@ -114,11 +115,11 @@ def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str
 
 
 def run_name(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> str:
-    """Return `key-value` of each override that identifies the run, sorted and joined by `_`; "base" without any.
+    """Return `key-value` of each override that identifies the run, sorted and joined by `_`; "base" without overrides.
 
-    The name has only the characters `A-Za-z0-9._-` and is shorter than 120. If other overrides could have the same name
-    (because characters were replaced, the name was cut, or a value contains an underscore in the wrong place), ten
-    digits of a digest follow. So each name belongs to one set of overrides.
+    The name consists of `A-Za-z0-9._-` and has at most 119 characters. The name ends with ten digits of a digest if
+    other overrides could have the same name: if characters were replaced, if the name was shortened, or if an
+    underscore makes the name ambiguous. So no two sets of overrides share a name.
     """
     items = identity_overrides(overrides, not_identity)
     if not items:
@@ -128,10 +129,10 @@ def run_name(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> str:
 
 
 def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = ()) -> dict[str, str]:
-    """Return the overrides that identify the run, key -> value, sorted by key.
+    """Return the overrides that identify the run, as a dict of key -> value sorted by key.
 
-    Overrides of Hydra, the choice of the experiment, and the keys in `not_identity` are left out, with all keys below
-    them: `logger` covers `logger=none` and `logger.name=x`. An entry `key=` covers only the choice of a group.
+    Left out are overrides of Hydra, the override of `experiment`, and the keys in `not_identity`. An entry `logger` of
+    `not_identity` covers `logger=none` and `logger.name=x`; an entry `logger=` covers only `logger=none`.
     """
     ignored = {"hydra", "experiment", *not_identity}
     items = {}
@@ -145,10 +146,10 @@ def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = (
 
 
 def _value(override: Override) -> str:
-    """Return one spelling for equal values: `0.001` for `1e-3`, `[1,2]` for `[1, 2]`, `a` for `'a'`.
+    """Return the override's value in canonical form: `0.001` for `1e-3`, `[1,2]` for `[1, 2]`, `a` for `'a'`.
 
-    A sweep passes its values in another spelling than the user typed. Strings that would be read as another type stay
-    quoted.
+    So a value has the same text whether the user typed the value or a sweep passes it. A string stays quoted
+    if it has special characters or would be read as another type.
     """
     if override.is_delete():
         return DELETED
@@ -162,13 +163,13 @@ def _value(override: Override) -> str:
 
 
 def _parse(words: str) -> dict[str, str]:
-    """Return the overrides that the words of a name stand for.
+    """Return the overrides that a name without a digest describes.
 
-    A name has no digest only if this function returns the overrides that it was made from. A function returns one
-    result per argument, so two sets of overrides cannot share such a name.
+    `run_name` leaves the digest out only if this function recovers the overrides from the name. So two sets of
+    overrides cannot share a name without a digest.
 
-    The words are split at `_`. A piece without `-` continues the value before it (`model-unet_small`), or, if it
-    contains a dot, starts the next key (`seed-1_trainer.max_steps-5`).
+    The name is split at `_`. A piece without `-` continues the value before it (`model-unet_small`). If the piece
+    contains a dot, it starts the next key instead (`seed-1_trainer.max_steps-5`).
     """
     items: dict[str, str] = {}
     key, start = None, ""
@@ -185,7 +186,12 @@ def _parse(words: str) -> dict[str, str]:
 
 
 def _readable(words: str, plain: bool, exact: str | None = None) -> str:
-    """Return `words` if they are plain, else a plain form of them with a digest of `exact`, what they stand for."""
+    """Return `words` if they are a valid name, else a valid name made from `words` and a digest of `exact`.
+
+    Args:
+        plain: whether `words` are unambiguous.
+        exact: the text that `words` abbreviate; None means `words`.
+    """
     if plain and len(words) <= MAX_LENGTH and _PLAIN.fullmatch(words) and not _DIGEST.search(words):
         return words
     digest = hashlib.sha256((exact or words).encode()).hexdigest()[:10]

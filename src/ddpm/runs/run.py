@@ -1,4 +1,4 @@
-"""A run's directory, opened by the one process that trains in it."""
+"""A run's directory, and the lock that lets only one process train in it."""
 
 import errno
 import fcntl
@@ -26,9 +26,9 @@ class Run:
     directory: Path
     status: Status
     damaged: set[str] = field(default_factory=set)
-    """names of the checkpoints that were found damaged and have not been replaced"""
+    """names of damaged checkpoints that have not been replaced yet"""
     lock: os.stat_result | None = None
-    """the lock file's identity when this process took the lock"""
+    """device and inode of the lock file when this process took the lock"""
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -39,6 +39,8 @@ class Run:
     @contextmanager
     def open(cls, directory: Path) -> Iterator[Self]:
         """Create the directory if needed, and hold its lock in the `with` block. A crash also releases the lock.
+
+        A directory that contains only the lock is removed at the end.
 
         Raises:
             UserError: another process holds the lock, the directory is not writable, its file system does not
@@ -55,8 +57,8 @@ class Run:
             raise UserError(f"{who} is training in {directory}: wait for it, or stop it.") from None
         except OSError as error:
             raise UserError(
-                f"cannot write in {directory}, or lock a file there: {error.strerror}. "
-                "paths.outputs=DIR names another place for runs."
+                f"cannot write or lock a file in {directory}: {error.strerror}. "
+                "Set paths.outputs=DIR to store runs elsewhere."
             ) from error
         try:
             for orphan in (*directory.glob(".*.tmp"), *directory.glob("checkpoints/.*.tmp")):
@@ -78,12 +80,12 @@ class Run:
         return [path for name in (LAST, PREVIOUS, BEST) if (path := self.checkpoints / name).is_file()]
 
     def is_finished(self, steps: int) -> bool:
-        """Return whether the run made `steps` optimizer steps or more, or was stopped for good by a callback."""
+        """Return whether the run finished with at least `steps` optimizer steps, or a callback stopped it for good."""
         return self.status.state == "stopped" or (self.status.state == "finished" and self.status.step >= steps)
 
     @property
     def is_ours(self) -> bool:
-        """Whether the directory is still the one that this process locked: a user may have deleted or replaced it."""
+        """Whether the directory is still the locked one: the user may have deleted or replaced the directory."""
         path = self.directory / ".lock"
         return self.lock is None or (path.exists() and os.path.samestat(path.stat(), self.lock))
 
@@ -93,7 +95,7 @@ class Run:
             raise UserError(f"{self.directory} was deleted while this process trained in it. The training stops.")
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write `step` and the newest value of each metric to metrics.json. Other metrics keep their value."""
+        """Write `step` and the metrics to metrics.json. Metrics that are only in the file keep their values."""
         self.check_ours()
         newest = {**self.read_metrics(), **metrics}
         write_json(self.directory / "metrics.json", {**dict(sorted(newest.items())), "step": step})
@@ -103,13 +105,13 @@ class Run:
         return read_json(self.directory / "metrics.json")
 
     def end(self, state: State, step: int, error: str | None = None) -> None:
-        """Record in status.json how the training ended."""
+        """Write the final state, the step and the error to status.json, unless the directory was deleted."""
         self.status.state, self.status.step, self.status.error = state, step, error
         if self.is_ours:
             self.status.write(self.directory)
 
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
-        """Replace the checkpoint `path` by `data` atomically: a kill leaves either the old or the new file, complete.
+        """Replace the checkpoint `path` by `data` atomically: after a kill, the old or the new file is complete.
 
         The old last.ckpt becomes previous.ckpt, unless it is damaged.
 
@@ -126,7 +128,10 @@ class Run:
         self.damaged.discard(path.name)
 
     def newest_intact_checkpoint(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
-        """Return the checkpoint to continue from, or None. `warn` is called with a message for each damaged checkpoint.
+        """Return the checkpoint to continue from, None if there is no checkpoint.
+
+        Args:
+            warn: called with a message for each damaged checkpoint.
 
         Raises:
             UserError: checkpoints exist, but all are damaged.
@@ -149,7 +154,7 @@ class Run:
 
 
 def _remove_if_unused(directory: Path) -> None:
-    """Remove a run's directory if it contains only the lock, and then the empty folders above it."""
+    """Remove a run's directory if it contains only the lock. Then remove the empty folders above the directory."""
     if [path.name for path in directory.glob("*")] in ([], [".lock"]) and directory.is_dir():
         (directory / ".lock").unlink(missing_ok=True)
         for folder in (directory, *directory.parents[:3]):  # outputs/train/<experiment>/<overrides>
@@ -160,12 +165,12 @@ def _remove_if_unused(directory: Path) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Return whether a process trains in the directory."""
+    """Return whether a process holds the lock of the directory, and so trains in it."""
     try:
         with (directory / ".lock").open("rb") as file:  # opened for reading: the file may belong to another user
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:
-        return error.errno == errno.ENOSYS  # without flock, the FileLock counts as held while its file exists
+        return error.errno == errno.ENOSYS  # without flock, filelock treats an existing lock file as a held lock
     return False

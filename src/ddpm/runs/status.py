@@ -22,9 +22,9 @@ from ddpm.secrets import mask_override, mask_values
 
 State = Literal["running", "finished", "failed", "interrupted", "pruned", "stopped"]
 MAX_ERROR = 4000
-"""characters of an error in status.json; log.txt has all of it"""
+"""maximum number of characters of an error in status.json; log.txt has the whole error"""
 INTERRUPTED = 75
-"""exit code of a run that was asked to stop and that the same command continues: EX_TEMPFAIL"""
+"""exit code of an interrupted run, which the same command continues (EX_TEMPFAIL)"""
 
 PACKAGES = ("ddpm-lightning", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 
@@ -35,13 +35,13 @@ def now() -> str:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace `path` in one step: a reader finds the old file or the new one, complete.
+    """Write `data` to a JSON file atomically: a reader finds either the complete old file or the complete new file.
 
-    Tensors and arrays become numbers and lists, and paths become strings. NaN and infinity become null: JSON has
-    neither. Secrets are masked.
+    Tensors and arrays become numbers and lists, and paths become strings. NaN and infinity become null, because JSON
+    has no such numbers. Secrets are masked.
     """
     text = json.dumps(mask_values(_plain(data)), indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, text.encode(errors="backslashreplace"))  # file names need not be Unicode
+    replace_file(path, text.encode(errors="backslashreplace"))  # a file name in `data` may be invalid Unicode
 
 
 def _plain(value: Any) -> Any:
@@ -70,7 +70,7 @@ class Status:
     epoch: int = 0
     """complete epochs of the data"""
     seconds: float = 0.0
-    """training time, summed over all processes that continued the run"""
+    """training time, including the time before each resume"""
     started: str = field(default_factory=now)
     updated: str = field(default_factory=now)
     host: str = field(default_factory=socket.gethostname)
@@ -79,7 +79,7 @@ class Status:
 
     @classmethod
     def read(cls, run: Path) -> Self | None:
-        """Return the status of the run in this directory, None if status.json is absent or unreadable."""
+        """Return the status of the run in the directory `run`, None if status.json is absent or unreadable."""
         saved = read_json(run / "status.json")
         try:
             return TypeAdapter(cls).validate_json(json.dumps(saved)) if saved else None
@@ -87,7 +87,7 @@ class Status:
             return None
 
     def write(self, run: Path) -> None:
-        """Write status.json into the run's directory and set `updated` to the current time."""
+        """Set `updated` to the current time, shorten a long error, and write status.json to the directory `run`."""
         self.updated = now()
         if self.error is not None and len(self.error) > MAX_ERROR:
             left_out = len(self.error) - MAX_ERROR
@@ -97,7 +97,7 @@ class Status:
 
 
 def write_provenance(folder: Path, device: str, **more: Any) -> None:
-    """Write provenance.json. The records of earlier processes stay in it under `earlier`, newest first."""
+    """Write provenance.json. The file keeps the records of earlier processes under `earlier`, newest first."""
     path = folder / "provenance.json"
     before = read_json(path)
     older = before.pop("earlier", [])
@@ -106,7 +106,7 @@ def write_provenance(folder: Path, device: str, **more: Any) -> None:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Return where a result comes from: code, versions, device, command line, host and time."""
+    """Return the provenance of a result: code, versions, device, command line, host and time."""
     return {
         "git": git_state(Path(__file__).resolve().parents[1]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -119,9 +119,9 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
-    """Return commit, diff and untracked files of the clone that tracks `package`, None if git does not track it.
+    """Return commit, diff and untracked files of the clone that tracks `package`, None if no clone tracks it.
 
-    A package installed in a virtual environment inside another project's clone is untracked: None.
+    For example, git does not track a package that is installed in a virtual environment inside another clone.
     """
     if not _git(package, "ls-files", "."):
         return None

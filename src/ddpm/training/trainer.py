@@ -1,4 +1,4 @@
-"""Build Lightning's Trainer for a run, train with it, and turn its known failures into clear messages."""
+"""Build Lightning's Trainer for a run, train, and report known failures as UserErrors."""
 
 import warnings
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ from ddpm.training.trainer_options import in_batches
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageData) -> L.Trainer:
-    """Build the Trainer of a run. The Trainer writes nothing until `connect` gives it the run's directory.
+    """Return the Trainer of a run. The Trainer writes nothing until `connect` gives it the run's directory.
 
     Raises:
-        UserError: Lightning refuses a setting.
+        UserError: Lightning does not accept a setting.
     """
     quieten_lightning()
     check_tasks(cfg.trainer)
@@ -54,9 +54,10 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
 
 
 def connect(trainer: L.Trainer, run: Run | None, loggers: Sequence[Logger]) -> None:
-    """Give the Trainer its loggers and, unless `run` is None, the run's directory to write checkpoints and status.
+    """Give the Trainer its loggers, and give its callbacks and checkpoint writer the run.
 
-    `run` is None in all processes except the first.
+    Args:
+        run: None in all processes except the first, which alone writes to the run's directory.
     """
     trainer.loggers = list(loggers)
     if run is None:
@@ -68,7 +69,10 @@ def connect(trainer: L.Trainer, run: Run | None, loggers: Sequence[Logger]) -> N
 
 
 def speed_up(model: DDPM, channels_last: bool, compiled: bool) -> None:
-    """Set the memory format of the network and its average, and compile both in place, which keeps parameter names."""
+    """Set the memory format of the network and its average, and compile both in place.
+
+    Compiling in place keeps the names of the parameters, so checkpoints do not depend on it.
+    """
     for network in (model.network, model.ema.module):
         if channels_last:
             network.to(memory_format=torch.channels_last)
@@ -80,26 +84,26 @@ EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the moving average is always in evaluation mode
     "Checkpoint directory .* exists and is not empty",  # when a run resumes
     "Experiment logs directory .* exists and is not empty",  # the same, from CSVLogger
-    ".*LeafSpec",  # a FutureWarning; Lightning's own code causes it, and the next one too
-    "torch.distributed.nn.functional.all_gather is deprecated",
-    r"Detected call of `lr_scheduler.step\(\)` before",  # 16-mixed skips the first steps until it has found a scale
-    "Grad strides do not match bucket view strides",  # from 1×1 convolutions in DDP; costs little speed
+    ".*LeafSpec",  # a FutureWarning that Lightning's own code causes
+    "torch.distributed.nn.functional.all_gather is deprecated",  # also from Lightning's own code
+    r"Detected call of `lr_scheduler.step\(\)` before",  # 16-mixed skips steps until the gradient scale is low enough
+    "Grad strides do not match bucket view strides",  # 1×1 convolutions in DDP; the effect on speed is small
 )
-"""regular expressions for messages, because these warnings have no category of their own to filter by"""
+"""regular expressions of messages, because the categories of these warnings are too general to filter by"""
 
 
 def expect_warnings() -> None:
-    """Ignore the warnings that are normal in a run and need no action from the user."""
+    """Ignore the warnings in `EXPECTED_WARNINGS`, which need no action from the user."""
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
 
 def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | None) -> None:
-    """Train from the checkpoint, or from the start if it is None.
+    """Train from the checkpoint, or from step 0 if `checkpoint` is None.
 
     Raises:
-        UserError: Lightning refuses a setting, memory runs out, another process of the run or a data worker has ended,
-            or DDP or anomaly detection reports an error.
+        UserError: Lightning does not accept a setting, memory runs out, another process of the run or a data worker has
+            ended, or DDP or anomaly detection reports an error.
     """
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
@@ -114,29 +118,29 @@ def fit(trainer: L.Trainer, model: DDPM, data: ImageData, checkpoint: Path | Non
             problem = unused_weights(model)
         elif data.num_workers and ("DataLoader worker" in str(error) or isinstance(error.__context__, OSError)):
             problem = (
-                "the data workers have ended, or could not start: is the memory or /dev/shm too small? "
-                "data.num_workers=0 needs no worker processes."
+                "the data workers have ended or could not start. Check the free memory and the size of /dev/shm, or "
+                "set data.num_workers=0 to load data without worker processes."
             )
         elif "returned nan values in its" in str(error):
-            problem = f"{error} trainer.detect_anomaly=true found this. The traceback of the forward call is above."
+            problem = f"{error} trainer.detect_anomaly=true found this NaN. The traceback of the forward call is above."
         else:
             raise
     else:
         return
-    raise UserError(problem)  # outside the `except`, whose traceback would keep the tensors of the failed step
+    raise UserError(problem)  # not inside `except`: the traceback would keep the tensors of the failed step in memory
 
 
 def unused_weights(model: DDPM) -> str:
-    """Return a message that names the weights without a gradient. DDP needs a gradient for every weight."""
+    """Return an error message that names the weights without a gradient. DDP needs a gradient for every weight."""
     names = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     return (
-        f"weights that the loss does not use: {', '.join(names[:5]) or 'none in the first process'}"
+        f"the loss does not use these weights: {', '.join(names[:5]) or 'none in the first process'}"
         f"{' …' if len(names) > 5 else ''}. With several processes, remove these weights or set requires_grad=False."
     )
 
 
 def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
-    """Return a message that says what was too large and what can be made smaller."""
+    """Return an error message with the sizes of device, network and batch, and the settings that save memory."""
     device = trainer.strategy.root_device
     parameters = sum(p.numel() for p in model.network.parameters())
     images = data.batch_size // trainer.world_size
@@ -152,9 +156,9 @@ def out_of_memory(trainer: L.Trainer, model: DDPM, data: ImageData) -> str:
 def why_stopped(trainer: L.Trainer) -> tuple[State, str] | None:
     """Return the final state and the reason if a callback ended the training early. None if all steps were made.
 
-    The state is "pruned" if a search's pruning callback ended the run; the callback's attribute `reason` says why. The
-    state is "finished" after a time limit, because a larger limit continues the run. The state is "stopped" after any
-    other callback, such as EarlyStopping, because the run does not continue.
+    The state is "pruned" if the pruning callback of a search ended the run; the reason is the callback's attribute
+    `reason`. The state is "finished" if trainer.max_time ended the run, because a larger limit continues the run. The
+    state is "stopped" if any other callback, such as EarlyStopping, ended the run; the run does not continue.
     """
     if trainer.global_step >= trainer.max_steps:
         return None

@@ -1,7 +1,7 @@
-"""The options of Lightning's Trainer: which ones a run takes, and what those become that count in epochs.
+"""Check the options of Lightning's Trainer and its callbacks, and convert epochs to batches and steps.
 
-The stream of training batches has no end, because Lightning does not restore its epochs exactly. So what counts in
-epochs is converted to batches and steps before the Trainer is built. The ranges of single options are in
+The stream of training batches has no end, because Lightning does not resume exactly within an epoch. So options that
+count epochs are converted to batches and steps before the Trainer is built. The ranges of single options are in
 `ddpm.commands.settings`.
 """
 
@@ -36,28 +36,28 @@ SUPPORTED = {
     *("deterministic", "benchmark", "inference_mode", "detect_anomaly", "profiler", "enable_progress_bar"),
 }
 INSTEAD = {
-    "barebones": "callbacks=null and logger=none leave out most",
+    "barebones": "use callbacks=null and logger=none",
     "callbacks": "use the group callbacks",
     "default_root_dir": "use paths.outputs",
     "enable_checkpointing": "use checkpoint.every_steps and checkpoint.every_minutes",
-    "enable_model_summary": "a run prints its own summary",
+    "enable_model_summary": "every run prints a summary",
     "fast_dev_run": "use debug=fast",
     "logger": "use the group logger",
     "min_epochs": "a checkpoint does not store that a stop is pending; use the patience of EarlyStopping",
     "min_steps": "a checkpoint does not store that a stop is pending; use the patience of EarlyStopping",
-    "reload_dataloaders_every_n_epochs": "each epoch has its own order",
-    "sync_batchnorm": "put torch.nn.SyncBatchNorm into the network",
-    "use_distributed_sampler": "the data gives each process its part",
+    "reload_dataloaders_every_n_epochs": "the data is shuffled anew in each epoch",
+    "sync_batchnorm": "use torch.nn.SyncBatchNorm in the network",
+    "use_distributed_sampler": "the data set divides the batches among the processes",
 }
-"""what a user can do instead of an option that is refused"""
+"""what to do instead of using an unsupported option, or why the option is not needed"""
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Check the settings that Lightning would ignore, or refuse only after the training has started.
+    """Check the settings that Lightning would ignore or would reject only after the training has started.
 
     Raises:
-        UserError: an option that does not work here, options that do not go together, a device that does not exist, or
-            a batch that the processes cannot share.
+        UserError: an option is not supported, options contradict each other, a device does not exist, or the batch size
+            is not divisible by the number of processes.
     """
     trainer = cfg.trainer
     for name in trainer:
@@ -66,14 +66,14 @@ def check_trainer(cfg: DictConfig) -> None:
     if isinstance(trainer.get("profiler"), str):
         raise UserError(f"trainer.profiler={trainer.profiler}: give a node with a _target_, as debug=profile has.")
     if trainer.get("benchmark") and trainer.deterministic:
-        raise UserError("trainer.benchmark=true selects kernels by time, so trainer.deterministic must be false.")
+        raise UserError("trainer.benchmark=true selects kernels by speed, so trainer.deterministic must be false.")
     if trainer.get("overfit_batches") and trainer.get("limit_train_batches"):
         raise UserError("set trainer.overfit_batches or trainer.limit_train_batches, not both.")
     interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, (str, DictConfig)):
         raise UserError(
-            f"trainer.val_check_interval={interval} is a time, and a run that is resumed would validate at other "
-            "steps: give a number of batches, or a share of an epoch as 0.5 or 1.0."
+            f"trainer.val_check_interval={interval} is a time, so a resumed run would validate at other steps. "
+            "Set a number of batches, or a fraction of an epoch such as 0.5 or 1.0."
         )
     if epochs is not None and (isinstance(interval, int) or (epochs > 1 and interval not in (None, 1.0))):
         raise UserError(
@@ -85,16 +85,16 @@ def check_trainer(cfg: DictConfig) -> None:
         raise UserError(f"data.batch_size={cfg.data.batch_size} must be divisible by the {processes} processes.")
     if cfg.optimizer.algorithm.get("fused") and trainer.precision == "16-mixed":
         raise UserError(
-            "optimizer.algorithm.fused=true cannot be used with trainer.precision=16-mixed: it would unscale the "
-            "gradients after they are clipped. Use fused=null or precision=bf16-mixed."
+            "optimizer.algorithm.fused=true cannot be used with trainer.precision=16-mixed: the fused optimizer would "
+            "unscale the gradients after the clipping. Use fused=null or precision=bf16-mixed."
         )
 
 
 def limit_epochs(trainer: DictConfig, data: ImageData) -> None:
-    """Let an epoch of the data have the batches that `limit_train_batches` or `overfit_batches` asks for.
+    """Set the number of batches in an epoch of the data to `limit_train_batches` or `overfit_batches`.
 
     Raises:
-        UserError: a share is less than one batch.
+        UserError: a fraction is less than one batch.
     """
     overfit = trainer.get("overfit_batches")
     limit = overfit or trainer.get("limit_train_batches") or 1.0
@@ -106,7 +106,7 @@ def limit_epochs(trainer: DictConfig, data: ImageData) -> None:
 
 
 def _number(name: str, limit: float, batches: int) -> int:
-    """Return how many of `batches` a number (int) or a share (float) of them is."""
+    """Return a number of batches. `limit` is a number (int), or a fraction (float) of `batches`."""
     number = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
     if number < 1:
         raise UserError(f"trainer.{name}={limit} is less than one of the {batches} batches.")
@@ -114,10 +114,10 @@ def _number(name: str, limit: float, batches: int) -> int:
 
 
 def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
-    """Return the number of optimizer steps: `max_steps`, or those of `max_epochs` epochs of the data if fewer.
+    """Return the number of optimizer steps: the smaller of `max_steps` and the steps in `max_epochs` epochs.
 
     Raises:
-        UserError: neither is set, or one is below 1.
+        UserError: neither option is set, or the number is below 1.
     """
     limits = []
     if trainer.max_steps != -1:
@@ -132,7 +132,7 @@ def steps_to_make(trainer: DictConfig, data: ImageData) -> int:
 
 
 def check_decay(cfg: DictConfig, steps: int) -> None:
-    """Raise a UserError if the learning rate would be 0 in the last steps."""
+    """Raise a UserError if the learning rate would be 0 before the last step."""
     decay = cfg.optimizer.decay_steps
     if decay is not None and steps > decay:
         raise UserError(
@@ -142,7 +142,7 @@ def check_decay(cfg: DictConfig, steps: int) -> None:
 
 
 def in_batches(trainer: DictConfig, data: ImageData) -> dict[str, Any]:
-    """Return the arguments that replace the options that count in epochs. Call `limit_epochs` first."""
+    """Return arguments of the Trainer with epochs converted to batches. Call `limit_epochs` first."""
     interval = trainer.val_check_interval
     if not isinstance(interval, int):
         share = 1.0 if interval is None else interval
@@ -165,7 +165,7 @@ WORK_WITHOUT_EPOCHS = {
     *(EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer),
     *(ProgressBar, RichProgressBar, TQDMProgressBar),
 }
-"""classes whose epoch hooks do nothing that is missed, with the settings in `EPOCH_SETTINGS` left out"""
+"""callbacks that work without their epoch hooks, unless one of the settings in `EPOCH_SETTINGS` is used"""
 EPOCH_SETTINGS: dict[str, Any] = {
     "check_on_train_epoch_end": True,
     "save_on_train_epoch_end": True,
@@ -173,36 +173,36 @@ EPOCH_SETTINGS: dict[str, Any] = {
     "interval": "epoch",
 }
 TUNERS = {LearningRateFinder: "set optimizer.lr", BatchSizeFinder: "set data.batch_size"}
-"""callbacks that change settings of the run, and what to set instead"""
+"""callbacks that change settings during the run, and which setting to use instead"""
 
 
 def check_callbacks(nodes: Mapping[str, Any], callbacks: Mapping[str, Callback]) -> None:
-    """Check that each callback acts in this project, and acts the same way in a run that is resumed.
+    """Check that each callback works without epochs and does not change settings of the run.
 
     Args:
-        nodes: the config of the callbacks by name.
-        callbacks: the callbacks by name.
+        nodes: config of each callback, by name.
+        callbacks: the callbacks, by name.
 
     Raises:
-        UserError: a callback searches for a setting of the run, or acts at the start or the end of epochs.
+        UserError: a callback tunes a setting during the run, or acts at the start or the end of training epochs.
     """
     for name, callback in callbacks.items():
         where = f"callbacks.{name} ({type(callback).__name__})"
         for kind, instead in TUNERS.items():
             if isinstance(callback, kind):
-                raise UserError(f"{where} would change the run while it trains: {instead}, for instance in a sweep.")
+                raise UserError(f"{where} would change the run during the training: {instead}, for example in a sweep.")
         acts = [f"{key}={value}" for key, value in EPOCH_SETTINGS.items() if nodes[name].get(key) == value]
         for hook in acts or EPOCH_HOOKS:
             if acts or _is_overridden(callback, hook):
                 raise UserError(
-                    f"{where} acts at epochs of Lightning ({hook}), and a run here has only one: the stream of batches "
-                    "has no end. Use on_train_batch_end or on_validation_end."
+                    f"{where} acts at epochs of Lightning ({hook}), but a run has only one endless epoch. "
+                    "Use on_train_batch_end or on_validation_end."
                 )
 
 
 def _is_overridden(callback: Callback, hook: str) -> bool:
-    """Return whether a callback does something in a hook that it would miss."""
-    if hook in vars(callback):  # as LambdaCallback has
+    """Return whether a callback overrides the hook, outside this project and `WORK_WITHOUT_EPOCHS`."""
+    if hook in vars(callback):  # LambdaCallback sets its hooks on the instance
         return True
     (owner, *_) = (kind for kind in type(callback).__mro__ if hook in vars(kind))
     return not (owner is Callback or owner in WORK_WITHOUT_EPOCHS or owner.__module__.startswith("ddpm."))

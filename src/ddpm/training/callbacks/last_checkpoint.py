@@ -18,25 +18,26 @@ from ddpm.runs import slurm
 from ddpm.runs.run import LAST, Run
 from ddpm.runs.status import INTERRUPTED
 
-# If several arrive, the last in this order counts: its handler can do most for the run.
+# In ascending priority. If several signals arrive, the one with the highest priority counts, because only the handlers
+# of SIGUSR1 and SIGUSR2 can put the job back into Slurm's queue.
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LastCheckpoint(Checkpoint):
     """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and after a signal.
 
-    SIGHUP (the terminal closes), SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGUSR2 end the run: the step is finished, the
-    checkpoint is written, and the process exits with 75. Under nohup, SIGHUP is ignored. A second Ctrl-C stops at once.
-    A handler that was set before for SIGUSR1 or SIGUSR2 is called before the exit: submitit's puts the job back into
-    Slurm's queue. SIGTERM as Slurm's warning before a preemption counts as SIGUSR2.
+    After SIGHUP (the terminal closes), SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGUSR2, the run finishes its step, writes
+    the checkpoint and exits with code 75. Under nohup, SIGHUP is ignored. A second Ctrl-C stops the run immediately.
+    After SIGUSR1 or SIGUSR2, the run calls the previous handler of the signal before the exit; submitit's handler
+    requeues the job. If Slurm sends SIGTERM before a preemption, the run treats SIGTERM as SIGUSR2.
 
-    If a validation is due after a step, the checkpoint is written after the validation. A run that continues from it
-    then has not skipped the validation. So this callback must come after those that act on validation (Lightning puts
+    If a validation is due after a step, the checkpoint is written after the validation, so that a resumed run does not
+    skip the validation. Therefore this callback must come after the callbacks that act on validation (Lightning puts
     each `Checkpoint` after the other callbacks).
 
     Args:
-        directory: the run's.
-        run: None in all processes but the first.
+        directory: directory of the run.
+        run: None in all processes except the first.
     """
 
     def __init__(self, directory: str | Path, every_steps: int, every_minutes: float, run: Run | None = None):
@@ -71,7 +72,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if not self.is_in_step(trainer):
-            # Lightning also validates where a callback has stopped the training.
+            # If a callback has stopped the training, Lightning validates once more.
             due = trainer.should_stop or batches_done(trainer) % (trainer.val_check_batch or 1) == 0
             if not (trainer.enable_validation and due):
                 self.save_if_due(trainer)
@@ -81,9 +82,9 @@ class LastCheckpoint(Checkpoint):
             self.save_if_due(trainer)
 
     def is_in_step(self, trainer: L.Trainer) -> bool:
-        """Return whether a step of several batches has begun, whose gradients a checkpoint would lose.
+        """Return whether an optimizer step of several batches is incomplete. A checkpoint would lose its gradients.
 
-        If a callback has stopped the training, the stop waits for the end of the step.
+        If a callback stops the training within such a step, the stop is postponed to the end of the step.
         """
         if batches_done(trainer) % trainer.accumulate_grad_batches:
             self.stop_is_pending |= trainer.should_stop
@@ -97,7 +98,7 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def save_if_due(self, trainer: L.Trainer) -> None:
-        # Each process has its own signals and clock, but all processes must save together.
+        # Signals and clocks differ between processes, but all processes must save at the same step.
         stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
         steps = trainer.global_step - self.saved_step
         minutes = (time.monotonic() - self.saved_time) / 60
@@ -110,31 +111,30 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()  # a run that continues from here has the curves up to here
+            logger.save()  # a run that resumes from this checkpoint needs the curves up to this step
         trainer.save_checkpoint(self.path)
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
 
     def stop(self, trainer: L.Trainer) -> None:
-        # The signal may have reached only some of the processes.
+        # All processes use the signal of highest priority, because a signal may reach only some of them.
         place = torch.tensor(SIGNALS.index(self.signal or SIGNALS[0]), device=trainer.strategy.root_device)
         number = SIGNALS[int(trainer.strategy.reduce(place, reduce_op="max"))]
         if self.run is not None:
             how = f"interrupted by {number.name}"
             self.run.end("interrupted", trainer.global_step, how)
             print(
-                f"\n{how} after step {trainer.global_step}: the same command continues from there.",
+                f"\n{how} after step {trainer.global_step}: the same command continues the run.",
                 file=sys.stderr,
             )
         trainer.strategy.barrier("interrupted")
         if number == signal.SIGTERM and trainer.is_global_zero and slurm.means_to_go_on():
             number = signal.SIGUSR2
         handler = self.handlers.get(number)
-        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(
-            handler
-        ):  # those of SIGTERM, SIGINT and SIGHUP are Lightning's and Python's
+        # Only these two: the previous handlers of SIGTERM, SIGINT and SIGHUP belong to Lightning and Python.
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):
             try:
                 handler(number, None)
             except Exception as error:
                 raise UserError(f"interrupted by {number.name} after the checkpoint was saved: {error}") from error
-        # An error code of another process than the first would make Lightning kill all processes.
+        # Only the first process exits with 75: Lightning kills all processes if another one exits with an error code.
         sys.exit(INTERRUPTED if trainer.is_global_zero else 0)

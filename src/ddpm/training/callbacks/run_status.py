@@ -16,13 +16,14 @@ from ddpm.runs.status import State
 
 
 class RunStatus(L.Callback):
-    """Writes state, step and epoch into status.json at the start, every `interval` seconds, and when training fails.
+    """Writes status.json at the first batch, every `interval` seconds, at the end, and after an error.
 
-    Writes the newest metrics into metrics.json after each validation and at the end.
+    Also writes the newest metrics to metrics.json after each validation and at the end.
 
     Args:
-        epoch_batches: batches of an epoch of the data.
-        run: None in all processes but the first, which alone writes.
+        epoch_batches: number of batches in an epoch of the data.
+        interval: seconds.
+        run: None in all processes except the first, which alone writes.
     """
 
     def __init__(self, epoch_batches: int, interval: float = 10.0, run: Run | None = None):
@@ -39,12 +40,12 @@ class RunStatus(L.Callback):
         self.written = -math.inf
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        # Not before the first batch: a reader of "running" may send a signal, and must find the handlers in place.
+        # Write "running" only at the first batch, when the signal handlers are set: whoever reads it may send a signal.
         if self.run is not None and time.monotonic() - self.written >= self.interval:
             self.write(trainer, "running")
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == trainer.max_steps:  # before the last checkpoint: a resumed run does not come here
+        if trainer.global_step == trainer.max_steps:  # before the last checkpoint: a run resumed from it has no batches
             self.write_metrics(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,11 +57,11 @@ class RunStatus(L.Callback):
         self.write_metrics(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self.run is None or self.run.status.state == "interrupted":  # LastCheckpoint has written why
+        if self.run is None or self.run.status.state == "interrupted":  # LastCheckpoint has written the status
             return
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         self.run.status.error = f"{type(exception).__name__}: {exception}"
-        with contextlib.suppress(OSError, UserError):  # the error itself may be a full disk or a deleted directory
+        with contextlib.suppress(OSError, UserError):  # the exception may come from a full disk or a deleted directory
             self.write(trainer, "interrupted" if stopped else "failed")
 
     def write_metrics(self, trainer: L.Trainer) -> None:
