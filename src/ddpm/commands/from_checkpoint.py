@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
 from ddpm.config.checking import check_node
-from ddpm.data import CIFAR10, MNIST, ImageData
+from ddpm.data import CIFAR10, MNIST, ImageData, to_uint8
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
@@ -72,14 +72,14 @@ def load(cfg: DictConfig) -> Loaded:
 def sample(
     cfg: DictConfig, loaded: Loaded, sampler: Sampler, on_step: Callable[[int], None] = lambda images: None
 ) -> Tensor:
-    """Sample `num_samples` images and return all of them in every process, [N, C, H, W] in [-1, 1] on the CPU.
+    """Sample `num_samples` images and return all of them in every process, uint8 [N, C, H, W] on the CPU.
 
     Args:
         on_step: called after each step of a batch in this process with the number of images in the batch.
     """
 
     def images_of(indices: Tensor) -> Tensor:
-        return loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step).cpu()
+        return to_uint8(loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step)).cpu()
 
     with loaded.fabric.autocast():
         return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))

@@ -15,7 +15,7 @@ from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.config import build, option_name, user_path
-from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
+from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range
 from ddpm.diffusion import Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
@@ -149,7 +149,7 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler) -> Drawn:
         "num_samples": cfg.num_samples,
         "seconds_per_1000_images": 1000 * seconds / cfg.num_samples,
     }
-    return Drawn(to_uint8(images), origin)
+    return Drawn(images, origin)
 
 
 def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Measure]) -> SampleQuality:
