@@ -8,8 +8,11 @@ TINY = ["data=mnist_mini", "model=unet_tiny", "model.channels=8", "schedule.num_
 
 
 def test_samples_of_another_average(ddpm_here, tmp_path):
-    done = ddpm_here("train", *TINY, "callbacks=[default,ema_snapshots]", "callbacks.ema_snapshots.every_steps=1",
-                     "trainer=cpu", "trainer.max_steps=3", "callbacks.pictures=null", "optimizer.warmup_steps=0", "optimizer.lr=0.01", "name=averaged")  # fmt: skip
+    done = ddpm_here(
+        "train", *TINY, "callbacks=[default,ema_snapshots]", "callbacks.ema_snapshots.every_steps=1", "trainer=cpu",
+        "trainer.max_steps=3", "callbacks.pictures=null", "optimizer.warmup_steps=0", "optimizer.lr=0.01",
+        "name=averaged",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("outputs/train/*/averaged")
     sample = ("sample", f"ckpt={run}", "trainer=cpu", "num_samples=2", "sampler.steps=2")

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ from ddpm.config import build, check_targets, config_folders, override, trusted_
 from ddpm.config.checking import check_node
 from ddpm.data import CIFAR10, MNIST, ImageData, to_uint8
 from ddpm.devices import map_over_processes
-from ddpm.diffusion import GaussianDiffusion, Sampler
-from ddpm.diffusion.process import Variance
+from ddpm.diffusion import Autoguidance, GaussianDiffusion, Guidance, Sampler
+from ddpm.diffusion.process import Network, Variance
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
 from ddpm.runs.checkpoints import load_checkpoint
@@ -41,13 +41,21 @@ class Loaded(NamedTuple):
     directory: Path
     """the folder for the results; not yet created"""
 
-    def network(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def network(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """Return the averaged network's output. Only the network uses the precision of `fabric`."""
-        with self.fabric.autocast():
-            output = self.model.ema(x_t, t)
-        if not output.isfinite().all():
-            raise UserError(f"the network of {self.checkpoint} returns NaN or infinity: the training diverged.")
-        return output
+        return self.checked(self.model.ema)(x_t, t, **condition)
+
+    def checked(self, network: Network) -> Network:
+        """Return a network that computes in the precision of `fabric`, and raises a UserError for NaN and infinity."""
+
+        def checked(x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                output = network(x_t, t, **condition)
+            if not output.isfinite().all():
+                raise UserError(f"the network of {self.checkpoint} returns NaN or infinity: the training diverged.")
+            return output
+
+        return checked
 
 
 def load(cfg: DictConfig) -> Loaded:
@@ -70,16 +78,23 @@ def load(cfg: DictConfig) -> Loaded:
 
 
 def sample(
-    cfg: DictConfig, loaded: Loaded, sampler: Sampler, on_step: Callable[[int], None] = lambda images: None
+    cfg: DictConfig,
+    loaded: Loaded,
+    sampler: Sampler,
+    on_step: Callable[[int], None] = lambda images: None,
+    labels: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """Sample `num_samples` images and return all of them in every process, uint8 [N, C, H, W] on the CPU.
 
     Args:
         on_step: called after each step of a batch in this process with the number of images in the batch.
+        labels, guidance: see `DDPM.sample_images`.
     """
 
     def images_of(indices: Tensor) -> Tensor:
-        return to_uint8(loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step)).cpu()
+        drawn = loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step, labels, guidance)
+        return to_uint8(drawn).cpu()  # the floats of all batches would need four times the memory
 
     with loaded.fabric.autocast():
         return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))
@@ -115,6 +130,28 @@ def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | Non
     except RuntimeError as error:
         raise UserError(f"the averages in {run_of(checkpoint) / 'ema'} are of another network.") from error
     return average
+
+
+def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None) -> Autoguidance:
+    """Return guidance by the weaker model of a checkpoint, which is loaded by the rule of all checkpoints.
+
+    Raises:
+        UserError: the checkpoint does not exist or cannot be read or trusted.
+    """
+    return Autoguidance(load_model(find_checkpoint(ckpt), trusted=trusted_targets(config_folders())), scale, interval)
+
+
+def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:
+    """Return the labels of "train", "validation" or "test", int64 [N]; None if the model is unconditional.
+
+    Raises:
+        UserError: the data has more classes than the model.
+    """
+    if model.num_classes is None:
+        return None
+    if data.num_classes > model.num_classes:
+        raise UserError(f"the data has {data.num_classes} classes, but the model has {model.num_classes}.")
+    return data.split(split).labels
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:

@@ -117,6 +117,11 @@ class ImageData(LightningDataModule, ABC):
         assert self._splits, "call setup() first"
         return self._splits[name]
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: the labels are 0 … num_classes-1."""
+        return 1 + max(int(split.labels.max()) for split in self._splits.values() if len(split.labels))
+
     def train_dataloader(self) -> DataLoader[Any]:
         num_images = len(self.split("train").images)
         rank, world_size = self._process()
