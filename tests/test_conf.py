@@ -40,8 +40,8 @@ TESTED_ALONE = {
     "schedule",
     "sweep",
 }
-# By +sweep=NAME, by a search, and by the user.
-ADDED_LATER = ("sweep=", "callbacks.pruning", "trainer.max_time", "trainer.detect_anomaly")
+# By +sweep=NAME, by a search, by data=image_folder, and by the user.
+ADDED_LATER = ("sweep=", "callbacks.pruning", "data.cache", "trainer.max_time", "trainer.detect_anomaly")
 NEEDED = {"image_folder": ["data.root=pictures"]}  # values without a default
 
 

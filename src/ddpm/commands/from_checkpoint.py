@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
 from ddpm.config.checking import check_node
-from ddpm.data import CIFAR10, MNIST, ImageData
+from ddpm.data import CIFAR10, MNIST, ImageData, to_uint8
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import Autoguidance, GaussianDiffusion, Guidance, Sampler
 from ddpm.diffusion.process import Network, Variance
@@ -85,7 +85,7 @@ def sample(
     labels: Sequence[int] | None = None,
     guidance: Guidance | None = None,
 ) -> Tensor:
-    """Sample `num_samples` images and return all of them in every process, [N, C, H, W] in [-1, 1] on the CPU.
+    """Sample `num_samples` images and return all of them in every process, uint8 [N, C, H, W] on the CPU.
 
     Args:
         on_step: called after each step of a batch in this process with the number of images in the batch.
@@ -93,7 +93,8 @@ def sample(
     """
 
     def images_of(indices: Tensor) -> Tensor:
-        return loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step, labels, guidance).cpu()
+        drawn = loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step, labels, guidance)
+        return to_uint8(drawn).cpu()  # the floats of all batches would need four times the memory
 
     with loaded.fabric.autocast():
         return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))

@@ -45,7 +45,7 @@ class SampleResult(NamedTuple):
     """The images of one command, and their picture."""
 
     images: Tensor
-    """[N, C, H, W] in [-1, 1]"""
+    """[N, C, H, W], uint8 or in [-1, 1]"""
     picture: Image.Image
 
 

@@ -213,9 +213,13 @@ def to_model_range(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Convert floats in [-1, 1] to the nearest uint8 0 … 255; any shape. Values outside [-1, 1] are clamped.
 
+    Images that are uint8 are returned as they are.
+
     Raises:
         UserError: a value is NaN or infinite.
     """
+    if images.dtype == torch.uint8:
+        return images
     if not images.isfinite().all():
         raise UserError("the images contain NaN or infinity: the model that made them diverged in training.")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

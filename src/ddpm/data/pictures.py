@@ -13,7 +13,7 @@ MIN_CELL, MAX_GRID = 96, 2000
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Returns a picture of images [N, C, H, W] in [-1, 1], row by row; about square if `columns` is None."""
+    """Returns a picture of images [N, C, H, W], uint8 or in [-1, 1], row by row; about square if `columns` is None."""
     from torchvision.transforms.v2.functional import to_pil_image
     from torchvision.utils import make_grid
 

@@ -16,7 +16,7 @@ from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.config import build, option_name, user_path
-from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
+from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range
 from ddpm.diffusion import ClassifierFree, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
@@ -172,7 +172,7 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, 
         by = f" by {cfg.guidance.ckpt}" if "ckpt" in cfg.guidance else ""
         origin |= {"guidance": option_name(cfg.guidance._target_) + by, "guidance_scale": guidance.scale}
         origin |= {"guidance_interval": guidance.interval, "sampler_steps": steps}
-    return Drawn(to_uint8(images), origin, None if labels is None else torch.tensor(labels))
+    return Drawn(images, origin, None if labels is None else torch.tensor(labels))
 
 
 def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Measure]) -> SampleQuality:
