@@ -16,7 +16,8 @@ def load(path: str | Path, config_dir: str | Path | None = None) -> "DDPM":
         images = model.sample(16, steps=25, seed=0)  # [16, 1, 28, 28] in [-1, 1]
 
     Args:
-        path: a run's directory (its best checkpoint, else its last), RUN/best, RUN/last, or a checkpoint file.
+        path: a run's directory (its best checkpoint, else its last), RUN/best, RUN/last, a checkpoint file, an exported
+            folder, hf://OWNER/NAME on the Hugging Face Hub, or the name of a model in the package.
         config_dir: a folder of your own YAMLs, if the model has parts that only they name.
 
     Raises:

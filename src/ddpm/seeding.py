@@ -29,6 +29,9 @@ class Stream(IntEnum):
     DATA_SPLIT = 5
     EVALUATION = 6
     INITIAL_WEIGHTS = 7
+    LABELS = 8
+    """which labels training leaves out, and the labels of samples that are judged"""
+    AUGMENTATION = 9
 
 
 def seed_at(*key: int) -> int:

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from small import trained_a_little
 
 from ddpm.config import build, conf_dir
 from ddpm.training import build_model
@@ -24,10 +25,20 @@ TINY = [
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's directory with the checkpoint of a tiny model, trained for two real steps: 30 timesteps, 28×28."""
+    return train(tmp_path_factory.mktemp("train") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def conditional_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as `tiny_run` with labels, which change the output visibly."""
+    return train(tmp_path_factory.mktemp("train") / "conditional", "model.num_classes=10", std=0.1)
+
+
+def train(run: Path, *overrides: str, std: float = 0.0) -> Path:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", TINY)
+        cfg = compose("train", [*TINY, *overrides])
     config = OmegaConf.to_container(cfg, resolve=True)
-    model = build_model(config)  # type: ignore[arg-type]
+    model = trained_a_little(build_model(config), std)  # type: ignore[arg-type]
     trainer = L.Trainer(
         max_steps=2,
         accelerator="cpu",
@@ -41,7 +52,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the moving average
         trainer.fit(model, build(cfg.data))
-    run = tmp_path_factory.mktemp("train") / "tiny"
     (run / "checkpoints").mkdir(parents=True)
     trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
     return run

@@ -22,17 +22,18 @@ import torch
 
 
 class Witness(L.Callback):
-    '''Writes each rank's first noisy batch and its final weights.'''
+    '''Writes each rank's first noisy batch, its labels, and its final weights.'''
 
     def on_train_start(self, trainer, model):
-        def see(network, inputs):
+        def see(network, inputs, condition):
             if network.training and not hasattr(self, "seen"):
-                self.seen = inputs[0].clone()
-        model.network.register_forward_pre_hook(see)
+                self.seen = inputs[0].clone(), condition["labels"].clone()
+        model.network.register_forward_pre_hook(see, with_kwargs=True)
 
     def on_train_end(self, trainer, model):
         path = f"{trainer.default_root_dir}/rank-{trainer.global_rank}.pt"
-        torch.save({"x_t": self.seen, "weights": model.state_dict()}, path)
+        x_t, labels = self.seen
+        torch.save({"x_t": x_t, "labels": labels, "weights": model.state_dict()}, path)
 """
 
 
@@ -52,8 +53,9 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.slow
 def test_one_process_two_nodes_and_four_processes_are_the_same_training(ddpm_cli, ddpm_here, witness, tmp_path):
     """Two nodes are two processes that know each other's address."""
-    few = [*TRAIN, "trainer.max_steps=6", "trainer.log_every_n_steps=1", "trainer.val_check_interval=3",
-           "trainer.limit_val_batches=2", "+callbacks.witness._target_=witness.Witness"]  # fmt: skip
+    few = [*TRAIN, "model.num_classes=10", "trainer.max_steps=6", "trainer.log_every_n_steps=1",
+           "trainer.val_check_interval=3", "trainer.limit_val_batches=2",
+           "+callbacks.witness._target_=witness.Witness"]  # fmt: skip
     folders = {processes: tmp_path / str(processes) for processes in (1, 2, 4)}
     for folder in folders.values():
         folder.mkdir()
@@ -81,13 +83,16 @@ def test_one_process_two_nodes_and_four_processes_are_the_same_training(ddpm_cli
         ranks = [torch.load(run / f"rank-{rank}.pt", weights_only=True) for rank in range(processes)]
         for rank in ranks[1:]:  # the EMA is among them
             assert all(torch.equal(tensor, rank["weights"][name]) for name, tensor in ranks[0]["weights"].items())
-        found[processes] = curves(run), torch.cat([rank["x_t"] for rank in ranks]), ranks[0]["weights"]
-    alone, x_t, weights = found.pop(1)
+        x_t, labels = (torch.cat([rank[name] for rank in ranks]) for name in ("x_t", "labels"))
+        found[processes] = curves(run), x_t, labels, ranks[0]["weights"]
+    alone, x_t, labels, weights = found.pop(1)
+    assert 10 in labels  # a label that was left out
     assert len(x_t.flatten(1).unique(dim=0)) == 32
     assert {"train/loss", "train/loss_q1", "watch/grad_norm", "val/loss", "val/bpd"} <= alone.keys()
     assert len(alone["train/loss"]) == 6
-    for shared, shared_x_t, shared_weights in found.values():
+    for shared, shared_x_t, shared_labels, shared_weights in found.values():
         assert torch.equal(shared_x_t, x_t)  # each rank has its part of the images and of eps
+        assert torch.equal(shared_labels, labels)
         assert shared.keys() == alone.keys()
         for name, points in alone.items():
             assert [step for step, _ in shared[name]] == [step for step, _ in points]

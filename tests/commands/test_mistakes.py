@@ -30,6 +30,7 @@ def message_of(command, answer):
         (["sampler.steps=51", "trainer.max_steps=1", "trainer.val_check_interval=1"], ["steps=51", "50"]),
         (["schedule=cosine", "schedule.max_beta=1.0"], ["zero terminal", "prediction v or x0"]),
         (["init_from=nowhere"], ["no checkpoint or run at nowhere"]),
+        (["init_from_partial=true"], ["has an effect only with init_from"]),
         (["data=image_folder", "data.root=nowhere"], ["there is no folder nowhere"]),
         (["data.batch_size=9001"], ["data.batch_size=9001 is more than the 9000 images"]),
         (["seed=-1"], ["seed"]),

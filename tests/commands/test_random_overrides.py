@@ -22,6 +22,7 @@ BASE = {
     "evaluate": ["ckpt=RUN", "trainer=cpu"],
     "denoise": ["trainer=cpu"],
     "report": ["runs=RUN"],
+    "export": ["ckpt=RUN", "to=exported"],
 }
 GROUPS = {
     "train": ["schedule=cosine", "objective=min_snr", "data=image_folder data.root=nowhere", "logger=csv"],

@@ -68,7 +68,8 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> A
 
 def places_of(module: ModuleType) -> Iterator[Path]:
     """Yield all folders that contain a module. A folder without `__init__.py` is a module without a file."""
-    for place in [getattr(module, "__file__", None), *getattr(module, "__path__", [])]:
+    attributes = vars(module)  # some modules answer to any name by __getattr__
+    for place in [attributes.get("__file__"), *attributes.get("__path__", [])]:
         yield from Path(place or "").parents
 
 

@@ -18,6 +18,7 @@ from ddpm.training.module import DDPM
 
 NUM_STEPS = 20
 IMAGE_SHAPE = (1, 8, 8)
+NUM_CLASSES = 3  # of `Shades`
 BATCHES = 5  # an epoch of `Shades` at batch size 8
 
 
@@ -30,12 +31,12 @@ class Shades(ImageData):
     def load(self) -> dict[str, Split]:
         images = torch.randint(256, (60, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(0)).byte()
         parts = zip(("train", "validation", "test"), images.split([40, 12, 8]), strict=True)
-        return {name: Split(part, torch.zeros(len(part), dtype=torch.int64)) for name, part in parts}
+        return {name: Split(part, torch.arange(len(part)) % NUM_CLASSES) for name, part in parts}
 
 
-def small_unet(dropout: float = 0.0) -> UNet:
+def small_unet(dropout: float = 0.0, num_classes: int | None = None) -> UNet:
     torch.manual_seed(0)
-    return UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), dropout=dropout)
+    return UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), dropout=dropout, num_classes=num_classes)
 
 
 def small_model(network: nn.Module | None = None, num_steps: int = NUM_STEPS, **kwargs: Any) -> DDPM:

@@ -54,6 +54,31 @@ def test_the_output_depends_on_the_timestep_and_on_no_other_image():
             assert (together[i] - together[j]).abs().max() > 1e-3, f"t = {t[i]} and t = {t[j]} give the same output"
 
 
+def test_a_label_changes_the_output_of_its_image_alone():
+    network = perturbed(channels=8, blocks=1, num_classes=3)
+    x, t = torch.randn(1, 1, 8, 8).expand(4, -1, -1, -1), torch.full((4,), 500)
+    output = network(x, t, torch.tensor([0, 1, 2, 3]))
+    for i in range(4):
+        torch.testing.assert_close(network(x[:1], t[:1], torch.tensor([i])), output[i : i + 1], rtol=1e-4, atol=1e-5)
+        for j in range(i):
+            assert (output[i] - output[j]).abs().max() > 1e-3
+    torch.testing.assert_close(network(x[:1], t[:1]), output[3:], rtol=1e-4, atol=1e-5)  # 3 means "no label"
+
+
+def test_classes_leave_the_initial_values_of_the_other_weights_as_they_are():
+    torch.manual_seed(0)
+    plain = UNet(channels=8).state_dict()
+    torch.manual_seed(0)
+    conditional = UNet(channels=8, num_classes=3).state_dict()
+    assert conditional.keys() - plain.keys() == {"embed_label.weight"}
+    assert all(torch.equal(conditional[name], weight) for name, weight in plain.items())
+
+
+def test_a_network_without_classes_refuses_labels():
+    with pytest.raises(ValueError, match="takes no labels; set num_classes"):
+        UNet(channels=8)(torch.zeros(1, 1, 8, 8), torch.tensor([0]), torch.tensor([0]))
+
+
 @pytest.mark.parametrize("attention", [(), (0, 1, 2)], ids=str)
 def test_every_parameter_learns(attention):
     network = perturbed(channels=16, attention=attention, blocks=1)
@@ -141,6 +166,7 @@ def test_the_timestep_embedding_stays_exact_under_autocast():
         ({"attention": (3,)}, r"attention names level\(s\) \[3\], but 3 multipliers make levels 0 to 2"),
         ({"attention": (-1,)}, r"attention names level\(s\) \[-1\]"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"num_classes": 0}, "num_classes must be 1 or more, not 0"),
     ],
     ids=str,
 )
@@ -160,3 +186,15 @@ def test_an_image_that_cannot_be_halved_is_refused_with_sizes_that_work(size, re
 def test_an_image_of_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"channel\(s\), but these have 3; set image_channels=3"):
         UNet(channels=8)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+
+
+@pytest.mark.slow
+def test_torch_export_with_any_batch_size():
+    network = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(1,)).eval()
+    nn.init.normal_(network.output[-1].weight, std=0.1)  # a new network outputs 0
+    batch = torch.export.Dim("batch")
+    inputs = torch.randn(3, 1, 8, 8), torch.arange(3)
+    exported = torch.export.export(network, inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    for size in (1, 2, 7):
+        x, t = torch.randn(size, 1, 8, 8), torch.arange(size)
+        torch.testing.assert_close(exported(x, t), network(x, t))

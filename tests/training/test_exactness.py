@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from small import BATCHES, Rows, Shades, fit, small_model, small_unet
+from small import BATCHES, NUM_CLASSES, Rows, Shades, fit, small_model, small_unet
 
 from ddpm.diffusion import DDIM, Ancestral
 from ddpm.diffusion.objective import low_discrepancy
@@ -16,7 +16,9 @@ STEPS = 12  # two epochs, and two batches of a third
 
 
 def model_with_dropout(seed=0):
-    return small_model(small_unet(dropout=0.3), warmup_steps=4, decay_steps=20, seed=seed)
+    """Dropout of activations and of labels."""
+    network = small_unet(dropout=0.3, num_classes=NUM_CLASSES)
+    return small_model(network, warmup_steps=4, decay_steps=20, label_dropout=0.3, seed=seed)
 
 
 def tensors(model, trainer):

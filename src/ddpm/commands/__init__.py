@@ -7,4 +7,5 @@ COMMANDS = {
     "evaluate": "measure a checkpoint: likelihood in bits/dim, and sample quality",
     "denoise": "take a digit to noise and back: with the true x_0, and with the network",
     "report": "compare runs, of a sweep or any others: tables, plots, one HTML page",
+    "export": "write a model as a folder to pass on: weights, config, model card",
 }

@@ -1,6 +1,7 @@
 """`ddpm denoise`: runs the forward chain on an image, and the reverse chain with the true x_0 and with the network."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,12 +67,17 @@ def run(cfg: DictConfig) -> None:
         checkpoint, model, fabric, directory = loaded
         network, diffusion = loaded.network, model.diffusion
     data, image, label = pick_image(cfg, model)
-    chains = run_chains(image.to(fabric.device), diffusion, network, cfg.seed)
+    is_conditional = model is not None and model.num_classes is not None
+    own = network
+    if network is not None and is_conditional:
+        own = partial(network, labels=torch.tensor([label], device=fabric.device))
+    chains = run_chains(image.to(fabric.device), diffusion, own, cfg.seed)
 
     make_results_folder(directory, fabric.device, checkpoint)
     draw(directory, chains, diffusion)
     write_errors(directory / "error.csv", chains)
-    write_page(directory / "denoise.html", data, cfg.image_index, diffusion, network, cfg.seed, fabric.device)
+    page = directory / "denoise.html"
+    write_page(page, data, cfg.image_index, diffusion, network, cfg.seed, fabric.device, is_conditional)
     facts = {
         "data": type(data).__name__,
         "image_index": cfg.image_index,
@@ -148,6 +154,8 @@ def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, 
     index = cfg.image_index
     if not 0 <= index < len(images):
         raise UserError(f"image_index={index}: the test set has the images 0 to {len(images) - 1}.")
+    if model is not None:
+        from_checkpoint.labels_of(data, "test", model)  # of all images: the page shows others too
     return data, to_model_range(images[index : index + 1]), int(labels[index])
 
 

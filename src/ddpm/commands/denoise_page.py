@@ -4,6 +4,7 @@ import base64
 import math
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def write_page(
     network: Network | None,
     seed: int,
     device: torch.device,
+    is_conditional: bool = False,
 ) -> None:
     """Writes the page for test image `image_index` and the next ones with other labels.
 
@@ -46,12 +48,15 @@ def write_page(
 
     Args:
         network: adds the learned chain; None leaves it out.
+        is_conditional: whether the network takes the labels of the images.
     """
     images, labels = data.split("test")
     num_images, num_timesteps = planned_size(diffusion.num_steps, images[0].numel())
     indices = pick_images(labels, image_index, num_images)
     captions = [f"image {index}, label {int(labels[index])}" for index in indices]
     timesteps = evenly(diffusion.num_steps, num_timesteps)
+    if network is not None and is_conditional:
+        network = partial(network, labels=labels[indices].to(device))
     recorded = Recording(to_model_range(images[indices]).to(device), diffusion, network, seed, timesteps)
     title = f"{type(data).__name__}, T = {diffusion.num_steps}, seed {seed}"
     while len(page := render(title, recorded.content(captions, num_timesteps))) > MAX_BYTES:

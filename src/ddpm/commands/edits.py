@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,8 +18,20 @@ class Chain(NamedTuple):
     """The network, the diffusion and the sampler of an edit."""
 
     network: Network
+    """network(x_t, t, labels=…); without `labels` where the chain has none"""
     diffusion: GaussianDiffusion
     sampler: Sampler
+    labels: Tensor | None = None
+    """of the input images, int64 [N]"""
+
+    def of(self, images: Tensor) -> tuple[Network, GaussianDiffusion, Sampler]:
+        """Returns network(x_t, t), diffusion and sampler for a batch.
+
+        Args:
+            images: for each row of the batch, the index of the input image whose label it has, int64 [B].
+        """
+        network = self.network if self.labels is None else partial(self.network, labels=self.labels[images])
+        return network, self.diffusion, self.sampler
 
 
 Columns = Mapping[str, Tensor]
@@ -76,11 +89,14 @@ class Interpolate(Mode):
 
     def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
         same_noise = ImageNoise(Stream.SAMPLING, seed, indices=[0] * len(images))
-        encoded = editing.encode(*chain, images, same_noise)
+        index = torch.arange(len(images), device=images.device)
+        encoded = editing.encode(*chain.of(index), images, same_noise)
         fractions = torch.linspace(0, 1, num_samples, device=images.device)
         first, second = (each.repeat_interleave(num_samples, dim=0) for each in (encoded[:-1], encoded[1:]))
         x_T = editing.slerp(first, second, fractions.repeat(len(images) - 1))
-        made = chain.sampler(chain.network, chain.diffusion, x_T).unflatten(0, (-1, num_samples))
+        nearer = (index[:-1, None] + (fractions >= 0.5)).flatten()  # the label is that of the nearer end
+        network, diffusion, sampler = chain.of(nearer)
+        made = sampler(network, diffusion, x_T).unflatten(0, (-1, num_samples))
         titles = [f"{fraction:.3g}" for fraction in fractions.tolist()]
         return EditResult({"from": images[:-1]}, made, titles, {"to": images[1:]})
 
@@ -111,7 +127,7 @@ class Inpaint(Mode):
         missing = editing.region(self.mask, *images.shape[-2:]).to(images.device)
         x0 = images.repeat_interleave(num_samples, dim=0)
         noise = ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0)))
-        made = editing.inpaint(*chain, x0, missing, noise, self.jump, self.repeats)
+        made = editing.inpaint(*chain.of(_rows(images, num_samples)), x0, missing, noise, self.jump, self.repeats)
         return _numbered({"image": images, "known": images.masked_fill(missing, 0)}, made)
 
 
@@ -131,13 +147,19 @@ class SDEdit(Mode):
 
     def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
         x0 = images.repeat_interleave(num_samples, dim=0)
-        made = editing.sdedit(*chain, x0, self.strength, ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0))))
+        noise = ImageNoise(Stream.SAMPLING, seed, indices=range(len(x0)))
+        made = editing.sdedit(*chain.of(_rows(images, num_samples)), x0, self.strength, noise)
 
         part = editing.steps_within(chain.diffusion, chain.sampler, self.strength)
         t = chain.sampler.timesteps(chain.diffusion)[part][-1].to(images.device)
         first_noise = ImageNoise(Stream.SAMPLING, seed, indices=range(0, len(x0), num_samples))(images)
         noised = chain.diffusion.q_sample(images, t.expand(len(images)), first_noise)  # the start of the first edit
         return _numbered({"image": images, f"t = {t}": noised}, made)
+
+
+def _rows(images: Tensor, num_samples: int) -> Tensor:
+    """Returns the index of the image that each result is made from, int64 [N · num_samples]."""
+    return torch.arange(len(images), device=images.device).repeat_interleave(num_samples)
 
 
 def _numbered(before: Columns, made: Tensor) -> EditResult:

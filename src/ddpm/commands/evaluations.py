@@ -31,8 +31,8 @@ class Evaluations(Progress):
         """Returns `network` wrapped, so that its evaluations advance a new bar towards `total`."""
         advance = self.part(name, total)
 
-        def counted(x_t: Tensor, t: Tensor) -> Tensor:
-            output = network(x_t, t)
+        def counted(x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            output = network(x_t, t, **condition)
             advance(len(x_t))
             return output
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +18,18 @@ from torch import Tensor
 from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
 from ddpm.config.checking import check_node
-from ddpm.data import MNIST, ImageData
+from ddpm.data import CIFAR10, MNIST, ImageData
 from ddpm.devices import map_over_processes
-from ddpm.diffusion import GaussianDiffusion, Sampler
-from ddpm.diffusion.process import Variance
+from ddpm.diffusion import Autoguidance, GaussianDiffusion, Guidance, Sampler
+from ddpm.diffusion.process import Network, Variance
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
+from ddpm.runs.checkpoints import load_checkpoint
 from ddpm.runs.files import read_json
 from ddpm.training.building import load_model
 from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, quieten_lightning
 from ddpm.training.module import DDPM
+from ddpm.training.power_averages import Average, reconstruct
 
 
 class Loaded(NamedTuple):
@@ -39,13 +41,21 @@ class Loaded(NamedTuple):
     directory: Path
     """the folder for the results; not yet created"""
 
-    def network(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def network(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         """Return the averaged network's output. Only the network uses the precision of `fabric`."""
-        with self.fabric.autocast():
-            output = self.model.ema(x_t, t)
-        if not output.isfinite().all():
-            raise UserError(f"the network of {self.checkpoint} returns NaN or infinity: the training diverged.")
-        return output
+        return self.checked(self.model.ema)(x_t, t, **condition)
+
+    def checked(self, network: Network) -> Network:
+        """Return a network that computes in the precision of `fabric`, and raises a UserError for NaN and infinity."""
+
+        def checked(x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                output = network(x_t, t, **condition)
+            if not output.isfinite().all():
+                raise UserError(f"the network of {self.checkpoint} returns NaN or infinity: the training diverged.")
+            return output
+
+        return checked
 
 
 def load(cfg: DictConfig) -> Loaded:
@@ -59,20 +69,31 @@ def load(cfg: DictConfig) -> Loaded:
     fabric.launch()
     display.console.quiet = not fabric.is_global_zero
     model = load_model(checkpoint, fabric.device, trusted_targets(config_folders()))
+    if (average := set_average(cfg, model, checkpoint)) is not None:
+        display.console.print(
+            f"Weights averaged with length {cfg.ema.length} at step {average.step} "
+            f"(the weighting's squared error is {average.error:.2g})."
+        )
     return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
 
 
 def sample(
-    cfg: DictConfig, loaded: Loaded, sampler: Sampler, on_step: Callable[[int], None] = lambda images: None
+    cfg: DictConfig,
+    loaded: Loaded,
+    sampler: Sampler,
+    on_step: Callable[[int], None] = lambda images: None,
+    labels: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
 ) -> Tensor:
     """Sample `num_samples` images and return all of them in every process, [N, C, H, W] in [-1, 1] on the CPU.
 
     Args:
         on_step: called after each step of a batch in this process with the number of images in the batch.
+        labels, guidance: see `DDPM.sample_images`.
     """
 
     def images_of(indices: Tensor) -> Tensor:
-        return loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step).cpu()
+        return loaded.model.sample_images(indices.tolist(), sampler, cfg.seed, on_step, labels, guidance).cpu()
 
     with loaded.fabric.autocast():
         return torch.cat(map_over_processes(images_of, torch.arange(cfg.num_samples).split(cfg.batch_size)))
@@ -86,7 +107,50 @@ def read(cfg: DictConfig) -> tuple[Path, DDPM]:
     """
     checkpoint = find_checkpoint(cfg.ckpt)
     number_of_processes(cfg.trainer)  # raises if the devices are not available
-    return checkpoint, load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    set_average(cfg, model, checkpoint)
+    return checkpoint, model
+
+
+def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | None:
+    """Give the model the average of the weights that `ema.length` asks for. Null keeps the checkpoint's.
+
+    Raises:
+        UserError: the run stored no averages, or `variance=optimal` was measured with another average.
+    """
+    if "ema" not in cfg or cfg.ema.length is None:  # `ddpm denoise` has no such setting
+        return None
+    if cfg.variance == "optimal":
+        raise UserError("variance=optimal is measured for the checkpoint's own average: leave ema.length out.")
+    step = load_checkpoint(checkpoint)["global_step"]
+    average = reconstruct(run_of(checkpoint) / "ema", cfg.ema.length, step)
+    try:
+        model.ema.module.load_state_dict(average.weights)
+    except RuntimeError as error:
+        raise UserError(f"the averages in {run_of(checkpoint) / 'ema'} are of another network.") from error
+    return average
+
+
+def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None) -> Autoguidance:
+    """Return guidance by the weaker model of a checkpoint, which is loaded by the rule of all checkpoints.
+
+    Raises:
+        UserError: the checkpoint does not exist or cannot be read or trusted.
+    """
+    return Autoguidance(load_model(find_checkpoint(ckpt), trusted=trusted_targets(config_folders())), scale, interval)
+
+
+def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:
+    """Return the labels of "train", "validation" or "test", int64 [N]; None if the model is unconditional.
+
+    Raises:
+        UserError: the data has more classes than the model.
+    """
+    if model.num_classes is None:
+        return None
+    if data.num_classes > model.num_classes:
+        raise UserError(f"the data has {data.num_classes} classes, but the model has {model.num_classes}.")
+    return data.split(split).labels
 
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
@@ -125,10 +189,14 @@ def _saved_data(config: Any, folder: str) -> dict[str, Any]:
     node = dict(node)
     workers = node.get("num_workers", 0)
     node["num_workers"] = min(workers, os.cpu_count() or 1)
+    if node.get("cache") is not None:
+        node["cache"] = f"{folder}/image_folder"  # as in conf/data/image_folder.yaml
     root = node.get("root")
     if root is None:
         return node
-    if issubclass(get_class(node["_target_"]), MNIST) or (isinstance(paths, dict) and root == paths.get("data")):
+    if issubclass(get_class(node["_target_"]), (MNIST, CIFAR10)) or (
+        isinstance(paths, dict) and root == paths.get("data")
+    ):
         return node | {"root": folder}
     if not Path(str(root)).resolve().is_relative_to(Path(folder).resolve()):
         choice = override("data.root", root)
@@ -207,11 +275,15 @@ def describe(data: ImageData) -> str:
     return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
 
 
+def run_of(checkpoint: Path) -> Path:
+    """Return the directory of the run that wrote a checkpoint."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     """Return `outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
     hydra = HydraConfig.get()
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    of_run, mark = results_name([run], cfg.paths.outputs)
+    of_run, mark = results_name([run_of(checkpoint)], cfg.paths.outputs)
     assert hydra.job.config_name is not None
     overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
     last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"

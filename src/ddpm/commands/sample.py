@@ -1,6 +1,7 @@
 """`ddpm sample`: draws images from a checkpoint, or edits images of the test set."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from ddpm.commands.from_checkpoint import Loaded
 from ddpm.commands.results_folder import make_results_folder
 from ddpm.config import build, override
 from ddpm.data import pictures, to_model_range, to_uint8
-from ddpm.diffusion import Ancestral, Sampler
+from ddpm.diffusion import Ancestral, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.training.hardware import number_of_processes
 from ddpm.training.module import DDPM
@@ -30,11 +31,14 @@ class Job(NamedTuple):
     sampler: Sampler
     steps: int
     """of the sampler"""
+    guidance: Guidance
+    labels: Sequence[int] | None
+    """of the images that are drawn, or of those that the mode starts from; None: without labels"""
     mode: Mode | None
     inputs: Tensor | None
     """the images that the mode starts from, [M, C, H, W] in [-1, 1] on the CPU"""
     evaluations: int
-    """network evaluations; a batch of B images counts B"""
+    """calls of the network, guided or not; a batch of B images counts B"""
 
 
 class SampleResult(NamedTuple):
@@ -65,8 +69,8 @@ def run(cfg: DictConfig) -> None:
     make_results_folder(directory, loaded.fabric.device, loaded.checkpoint)
     result.picture.save(directory / "samples.png")
     np.savez_compressed(directory / "samples.npz", **pixels)  # type: ignore[arg-type]
-    each = round(job.evaluations / len(result.images))
-    display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} network evaluations each")
+    each = f"{round(job.evaluations / len(result.images))} {'guided ' if job.guidance.acts else ''}network evaluations"
+    display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} each")
     display.results(
         directory,
         [
@@ -95,25 +99,40 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
         raise UserError(f"variance={cfg.variance} needs sampler=ancestral: other samplers have no such variance.")
     from_checkpoint.set_variance(model, cfg.variance, checkpoint)
     steps = model.check_sampler(sampler)
+    guidance: Guidance = build(cfg.guidance, Guidance)
     mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
     if mode is None:
-        return Job(sampler, steps, None, None, cfg.num_samples * steps)
+        labels = asked_labels(cfg, model)
+        model.check_condition(labels, guidance, cfg.num_samples)
+        return Job(sampler, steps, guidance, labels, None, None, cfg.num_samples * steps)
     if number_of_processes(cfg.trainer) > 1:
         raise UserError("a mode works on one device: set trainer.devices=1.")
-    inputs = pick_images(cfg, model)
+    if cfg.labels is not None:
+        raise UserError("labels and mode do not go together: a mode takes the labels of its images. Leave one out.")
+    inputs, labels = pick_images(cfg, model)
+    model.check_condition(labels, guidance)
     try:
         evaluations = mode.evaluations(Chain(model.ema, model.diffusion, sampler), len(inputs), cfg.num_samples)
     except ValueError as error:
         raise UserError(f"mode: {error}") from error
-    return Job(sampler, steps, mode, inputs, evaluations)
+    return Job(sampler, steps, guidance, labels, mode, inputs, evaluations)
+
+
+def asked_labels(cfg: DictConfig, model: DDPM) -> list[int] | None:
+    """Returns the classes that `cfg.labels` names."""
+    if cfg.labels == "all":
+        return list(range(model.num_classes or 1))
+    return [cfg.labels] if isinstance(cfg.labels, int) else None if cfg.labels is None else list(cfg.labels)
 
 
 def draw(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
     """Returns images drawn from noise."""
     with Evaluations(loaded.fabric.world_size) as progress:
         advance = progress.part(f"sampling, {job.steps} steps", job.evaluations)
-        images = from_checkpoint.sample(cfg, loaded, job.sampler, advance)
-    return SampleResult(images, pictures.image_grid(images))
+        images = from_checkpoint.sample(cfg, loaded, job.sampler, advance, job.labels, job.guidance)
+    repeat = len(job.labels or [1])
+    columns = repeat * max(1, round(len(images) ** 0.5 / repeat))  # so that each column has one label
+    return SampleResult(images, pictures.image_grid(images, columns))
 
 
 def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
@@ -121,14 +140,17 @@ def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
     assert job.mode is not None
     assert job.inputs is not None
 
-    def network(x_t: Tensor, t: Tensor) -> Tensor:
+    guided = loaded.checked(job.guidance(loaded.model.ema, loaded.model.num_classes))
+
+    def network(x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         outputs = []
-        for batch in zip(x_t.split(cfg.batch_size), t.split(cfg.batch_size), strict=True):
-            outputs.append(loaded.network(*batch))
-            advance(len(outputs[-1]))
+        for rows in torch.arange(len(x_t), device=x_t.device).split(cfg.batch_size):
+            outputs.append(guided(x_t[rows], t[rows], **{name: value[rows] for name, value in condition.items()}))
+            advance(len(rows))
         return torch.cat(outputs)
 
-    chain = Chain(network, loaded.model.diffusion, job.sampler)
+    labels = None if job.labels is None else torch.tensor(job.labels, device=loaded.fabric.device)
+    chain = Chain(network, loaded.model.diffusion, job.sampler, labels)
     with Evaluations() as progress, torch.no_grad():
         advance = progress.part(f"sampling, {job.steps} steps", job.evaluations)
         edited = job.mode(chain, job.inputs.to(loaded.fabric.device), cfg.num_samples, cfg.seed)
@@ -136,12 +158,14 @@ def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
     return SampleResult(made, pictures.image_table(edited.groups(), job.mode.captions(cfg.images)))
 
 
-def pick_images(cfg: DictConfig, model: DDPM) -> Tensor:
-    """Returns the images of the test set with the indices in `cfg.images`, [N, C, H, W] in [-1, 1]."""
+def pick_images(cfg: DictConfig, model: DDPM) -> tuple[Tensor, list[int] | None]:
+    """Returns the images of the test set that `cfg.images` names, [N, C, H, W] in [-1, 1], and their labels."""
     if not cfg.images:
         raise UserError("images is empty: it must be a list of indices in the test set, as in images=[0,3].")
-    images = from_checkpoint.data_of(cfg, model).ready().split("test").images
+    data = from_checkpoint.data_of(cfg, model).ready()
+    images, labels = data.split("test").images, from_checkpoint.labels_of(data, "test", model)
     for index in cfg.images:
         if not 0 <= index < len(images):
             raise UserError(f"images holds {index}, but the test set has the images 0 to {len(images) - 1}.")
-    return to_model_range(images[list(cfg.images)])
+    chosen = list(cfg.images)
+    return to_model_range(images[chosen]), None if labels is None else labels[chosen].tolist()

@@ -102,6 +102,7 @@ class RunPaths(Paths):
 
 class Train(Settings):
     data: Node
+    augmentation: Node | None
     schedule: Node
     model: Node
     objective: Objective
@@ -120,18 +121,25 @@ class Train(Settings):
     restart: bool
     dry_run: bool
     init_from: str | None
+    init_from_partial: bool
     channels_last: bool
     compile: bool
     not_identity: list[str]
+
+
+class Average(Settings):
+    length: float | None
 
 
 class FromCheckpoint(Settings):
     """Of commands that load a checkpoint."""
 
     sampler: Node
+    guidance: Node
     trainer: Devices
     num_samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
     variance: Variance | None
+    ema: Average
     seed: Seed
     batch_size: Count
     not_identity: list[str]
@@ -146,6 +154,7 @@ class Sample(FromCheckpoint):
     ckpt: str
     paths: SamplePaths
     num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    labels: Literal["all"] | int | list[int] | None
     mode: Node | None
     images: list[CountOrZero] = []
     data: Node | None = None
@@ -185,11 +194,20 @@ class Report(Settings):
     paths: Outputs
 
 
+class Export(Settings):
+    ckpt: str
+    to: str
+    dtype: Literal["float16", "bfloat16"] | None
+    license: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", max_length=50)] | None
+    paths: Outputs
+
+
 SETTINGS: dict[str, type[Settings]] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
     "denoise": Denoise,
     "report": Report,
+    "export": Export,
 }
 """for each command; the keys of a command that is not here are not checked"""

@@ -16,7 +16,7 @@ from ddpm.commands import display
 from ddpm.commands import report as compared_runs
 from ddpm.commands.command import Plan
 from ddpm.config import build, leaves, override
-from ddpm.data import ImageData
+from ddpm.data import Augmentation, ImageData
 from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.runs import (
@@ -35,7 +35,7 @@ from ddpm.runs import (
     write_provenance,
 )
 from ddpm.secrets import mask_values
-from ddpm.training.building import build_model, load_weights
+from ddpm.training.building import build_model, start_from
 from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.loggers import build_loggers, check_loggers, log_config, log_swept, logger_nodes
@@ -99,6 +99,8 @@ class Job(NamedTuple):
     data: ImageData
     trainer: L.Trainer | None
     """None if the job is only checked here and will run on another machine with other devices"""
+    left_out: list[str]
+    """what `init_from` did not take, in lines"""
 
 
 # Plan ---------------------------------------------------------------------------------------------------------------
@@ -124,12 +126,17 @@ def prepare(cfg: DictConfig) -> Job:
     model = build_model(config)
     config = mask_values(config)  # after the model is built from the real values
     is_new = cfg.restart or not Run.read(directory).list_checkpoints()
+    left_out: list[str] = []
+    if cfg.init_from_partial and cfg.init_from is None:
+        raise UserError("init_from_partial=true has an effect only with init_from=CKPT.")
     if cfg.init_from is not None and is_new:
-        load_weights(model, find_checkpoint(cfg.init_from))
+        left_out = start_from(model, find_checkpoint(cfg.init_from), cfg.init_from_partial)
     check_optimizer(model)
     data: ImageData = build(cfg.data, ImageData)
+    data.augmentation = None if cfg.augmentation is None else build(cfg.augmentation, Augmentation)
     data.prepare_data()
     data.setup("fit")
+    check_classes(model, data)
     limit_epochs(cfg.trainer, data)
     check_decay(cfg, steps_to_make(cfg.trainer, data))
 
@@ -142,7 +149,7 @@ def prepare(cfg: DictConfig) -> Job:
     trainer = None if runs_elsewhere() else build_trainer(cfg, list(callbacks.values()), data)
     if not cfg.restart:
         check_same_config(directory, config, cfg.not_identity)
-    return Job(directory, config, model, data, trainer)
+    return Job(directory, config, model, data, trainer, left_out)
 
 
 def plan_training(directory: Path, max_steps: int, restart: bool = False) -> Plan:
@@ -173,6 +180,15 @@ def check_places(config: Mapping[str, Any], directory: Path) -> None:
                 raise UserError(f"{part}.{key}={value} lies outside the run's directory, {directory}.")
 
 
+def check_classes(model: DDPM, data: ImageData) -> None:
+    """Raise a UserError if a class-conditional model has another number of classes than the data."""
+    if model.num_classes not in (None, data.num_classes):
+        raise UserError(
+            f"model.num_classes={model.num_classes}, but the data has {data.num_classes} classes: "
+            f"set model.num_classes={data.num_classes}, or null for a model without labels."
+        )
+
+
 def check_optimizer(model: DDPM) -> None:
     """Raise a UserError if the optimizer refuses its settings. Lightning would find this only when training starts."""
     try:
@@ -186,7 +202,7 @@ def check_optimizer(model: DDPM) -> None:
 
 def train(cfg: DictConfig, job: Job, run: Run) -> None:
     """Train in the directory of `run`, unless the run is finished. Only the first process calls this function."""
-    directory, config, model, data, trainer = job
+    directory, config, model, data, trainer, left_out = job
     assert trainer is not None
     checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
     step = step_of(checkpoint)
@@ -204,7 +220,7 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
             if swept := swept_settings(config):
                 log_swept(logger, swept)
         display.console.print(f"{f'Continuing from step {step}' if checkpoint else 'Training'}: {directory}")
-        display.console.print(*summary(cfg, model, trainer), sep="\n")
+        display.console.print(*left_out, *summary(cfg, model, trainer), sep="\n")
         speed_up(model, cfg.channels_last, cfg.compile)
 
         try:

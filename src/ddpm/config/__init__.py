@@ -126,7 +126,9 @@ def config_folders() -> list[Path]:
     return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
 
 
-NOT_OF_A_MODEL = ("hydra", "trainer", "logger", "callbacks", "data", "measures", "features", "paths")
+NOT_OF_A_MODEL = (
+    "hydra", "trainer", "logger", "callbacks", "data", "augmentation", "guidance", "measures", "features", "paths",
+)  # fmt: skip
 """groups, and keys, whose targets no checkpoint may build as a part of a model"""
 MAX_VALUES, MAX_DEPTH, MAX_NAME, MAX_TEXT = 10_000, 50, 200, 10_000
 """of the config of other people: values in all, nested dicts and lists, characters of a key and of a text"""

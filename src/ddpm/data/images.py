@@ -11,10 +11,12 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from ddpm.data.augmentation import Augmentation
 from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_in_order
 from ddpm.errors import UserError
+from ddpm.seeding import Stream, generator
 
 LONGEST_TMPDIR = 71
 """in bytes: multiprocessing appends 32 for a socket, whose path is limited to 103 on macOS and 107 on Linux"""
@@ -42,6 +44,9 @@ class ImageData(LightningDataModule, ABC):
         num_workers: number of processes that load batches.
         on_device: keep all images in the memory of the training device; needs num_workers=0.
     """
+
+    augmentation: Augmentation | None = None
+    """changes the training images; set it before the training starts"""
 
     def __init__(
         self,
@@ -112,6 +117,11 @@ class ImageData(LightningDataModule, ABC):
         assert self._splits, "call setup() first"
         return self._splits[name]
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: the labels are 0 … num_classes-1."""
+        return 1 + max(int(split.labels.max()) for split in self._splits.values() if len(split.labels))
+
     def train_dataloader(self) -> DataLoader[Any]:
         num_images = len(self.split("train").images)
         rank, world_size = self._process()
@@ -128,8 +138,22 @@ class ImageData(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._loader_in_order("test")
 
+    def dataset_of(self, name: str) -> Dataset[tuple[Tensor, Tensor]]:
+        """Return the split as a Dataset whose `__getitems__` reads a batch, on the training device if `on_device`."""
+        images, labels = self.split(name)
+        if self.on_device and self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            images, labels = images.to(device), labels.to(device)
+        return TensorImages(images, labels)
+
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
+        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+            rank, world_size = self._process()
+            draws = generator(Stream.AUGMENTATION, self.seed, batches_done(self.trainer))
+            drawn = self.augmentation.draw(len(images) * world_size, draws)  # for the global batch
+            mine = drawn[rank * len(images) : (rank + 1) * len(images)]
+            images = self.augmentation.apply(images, mine.to(images.device))
         return to_model_range(images), labels
 
     def _loader_in_order(self, name: str) -> DataLoader[Any]:
@@ -139,12 +163,8 @@ class ImageData(LightningDataModule, ABC):
         # Both warnings are wrong here: tensors in memory need no workers, and `TrainBatches` resumes within an epoch.
         for warning in ("The '.*' does not have many workers", "You're resuming from a checkpoint that ended"):
             warnings.filterwarnings("ignore", warning, PossibleUserWarning)
-        images, labels = self.split(name)
-        if self.on_device and self.trainer is not None:
-            device = self.trainer.strategy.root_device
-            images, labels = images.to(device), labels.to(device)
         return DataLoader(
-            TensorImages(images, labels),
+            self.dataset_of(name),
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
@@ -186,7 +206,8 @@ class ImageData(LightningDataModule, ABC):
 
 def to_model_range(images: Tensor) -> Tensor:
     """Convert uint8 0 … 255 to float32 in [-1, 1], x/127.5 - 1; any shape."""
-    return images.float() / 127.5 - 1
+    # In place: more memory would take longer than the arithmetic.
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

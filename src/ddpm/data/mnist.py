@@ -3,7 +3,8 @@
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
@@ -149,31 +150,38 @@ class MNIST(IDXImages):
         """
         if len(find_files(self.folder)) == len(FILES):
             return
-        try:
-            self._download()
-        except (RuntimeError, OSError, HTTPException) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"{self.dataset} is not in {self.folder}, and downloading it failed ({reason}).\n"
-                f"Set DDPM_DATA_DIR or paths.data to a folder that holds {self.dataset}/raw, or put the four files "
-                f"{', '.join(FILES)} there, or use data=mnist_mini, which needs no network."
-            ) from error
+        remedy = (
+            f"Set DDPM_DATA_DIR or paths.data to a folder that holds {self.dataset}/raw, or put the four files "
+            f"{', '.join(FILES)} there, or use data=mnist_mini, which needs no network."
+        )
+        with downloads(f"{self.dataset} is not in {self.folder}", remedy):
+            import torchvision.datasets
 
-    def _download(self) -> None:
-        import torchvision.datasets
-
-        self.root.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a dead network would block for minutes
-        try:
+            self.root.mkdir(parents=True, exist_ok=True)
             # Into a folder beside the target, then moved: jobs that start together never see half a file.
             with tempfile.TemporaryDirectory(dir=self.root) as temporary:
                 downloaded = getattr(torchvision.datasets, self.dataset)(temporary, download=True)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for name in FILES:
                     os.replace(Path(downloaded.raw_folder) / name, self.folder / name)
-        finally:
-            socket.setdefaulttimeout(timeout)
+
+
+@contextmanager
+def downloads(problem: str, remedy: str) -> Iterator[None]:
+    """Limits the time that a download in the block waits for the network.
+
+    Raises:
+        UserError: the download failed; the message consists of the problem, the reason and the remedy.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a dead network would block for minutes
+    try:
+        yield
+    except (RuntimeError, OSError, HTTPException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{problem}, and downloading it failed ({reason}).\n{remedy}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 class FashionMNIST(MNIST):

@@ -3,8 +3,9 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 MODES = {1: "L", 3: "RGB"}
@@ -25,6 +26,8 @@ NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 """formats that Pillow lists but cannot decode by itself, or that need another program"""
 LONG = 2000
 """a progress bar is shown for this many pictures or more"""
+BLOCK = 1000
+"""pictures that are decoded before the next ones are started, which bounds the memory"""
 LARGE = 2**22
 """pixels; larger pictures are decoded one at a time, which bounds the memory"""
 _one_large_picture = Lock()
@@ -39,56 +42,74 @@ class Pictures(NamedTuple):
     """uint8 [N, C, H, W]"""
 
 
-def read_pictures(
-    root: Path, shape: tuple[int, int, int], fit: Callable[[Image.Image], Image.Image] = lambda picture: picture
-) -> Pictures:
+Fit = Callable[[Image.Image], Image.Image]
+"""brings a picture with 8 bits per channel to the size"""
+
+
+def read_pictures(root: Path, shape: tuple[int, int, int], fit: Fit = lambda picture: picture) -> Pictures:
     """Returns all pictures at any depth below `root`. Prints a line if any are left out.
 
     Pictures that are damaged, have another size, or have more pixels than Pillow's limit, are left out and counted.
 
     Args:
         shape: C (1 or 3), H, W.
-        fit: brings a picture with 8 bits per channel to the size.
 
     Raises:
         ValueError: there is no picture that can be read.
     """
     others: list[Path] = []
     pictures = find_pictures(root, others)
+    images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
+    paths: list[Path] = []
+    reasons: list[str] = []
+    for path, result in decode_pictures(root, pictures, shape, fit):
+        if isinstance(result, str):
+            reasons.append(result)
+        else:
+            images[len(paths)] = result
+            paths.append(path)
+    note = note_of_left_out(others, reasons)
+    check_any(root, paths, note)
+    if note:
+        print(f"{root}: {len(paths)} pictures; {note}", flush=True)
+    return Pictures(paths, images[: len(paths)])
+
+
+def check_any(root: Path, paths: Sequence[str | Path], note: str) -> None:
+    """Raises a ValueError if no picture of a folder can be read. `note` says what was left out."""
+    if not paths:
+        raise ValueError(f"there is no picture in {root} that can be read. {note}".rstrip())
+
+
+def decode_pictures(
+    root: Path, pictures: Sequence[Path], shape: tuple[int, int, int], fit: Fit
+) -> Iterator[tuple[Path, Tensor | str]]:
+    """Yields each path with its picture, uint8 [C, H, W], or with the reason why the picture is left out.
+
+    Shows a progress bar if there are many. A few pictures at a time are in memory.
+    """
 
     def read(path: Path) -> Tensor | str:
-        """Returns the picture, or the reason why it is left out."""
         try:
             return to_tensor(fit(read_picture_file(path, MODES[shape[0]])), shape)
         except Exception as error:  # `fit` fails for a picture without pixels, for example
             return f"{path}: {error}"
 
-    images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
-    paths: list[Path] = []
-    reasons: list[str] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    blocks = [pictures[first : first + BLOCK] for first in range(0, len(pictures), BLOCK)]
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool, progress(f"Reading {root}", len(pictures)) as advance:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        results = track(
-            pool.map(read, pictures),
-            f"Reading {root}",
-            total=len(pictures),
-            console=Console(stderr=True),
-            transient=True,
-            disable=len(pictures) < LONG,
-        )
-        for path, result in zip(pictures, results, strict=True):
-            if isinstance(result, str):
-                reasons.append(result)
-            else:
-                images[len(paths)] = result
-                paths.append(path)
-    note = _note(others, reasons)
-    if not paths:
-        raise ValueError(f"there is no picture in {root} that can be read. {note}".rstrip())
-    if note:
-        print(f"{root}: {len(paths)} pictures; {note}", flush=True)
-    return Pictures(paths, images[: len(paths)])
+        for block in blocks:
+            yield from zip(block, pool.map(read, block), strict=True)
+            advance(len(block))
+
+
+@contextmanager
+def progress(caption: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar of this many pictures, if they are many; yields a function that counts finished ones."""
+    with Progress(console=Console(stderr=True), transient=True, disable=total < LONG) as shown:
+        task = shown.add_task(caption, total=total)
+        yield lambda count: shown.advance(task, count)
 
 
 def to_tensor(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
@@ -103,9 +124,9 @@ def to_tensor(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)
 
 
-def _note(others: list[Path], reasons: list[str]) -> str:
+def note_of_left_out(others: Iterable[str | Path], reasons: Sequence[str]) -> str:
     """Returns what was left out, in one line; empty if nothing was."""
-    endings = Counter(path.suffix.lower() or "without an ending" for path in others)
+    endings = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in others)
     parts = [f"{count} {ending}" for ending, count in sorted(endings.items())]
     if reasons:
         first = " ".join(reasons[0].split())
@@ -121,27 +142,43 @@ def find_pictures(root: Path, others: list[Path] | None = None) -> list[Path]:
     Args:
         others: gets the files that are no pictures by their ending.
     """
-    endings = readable_endings()
-    files: dict[str, Path] = {}
-    for path in sorted(_files_below(root, set())):
-        files.setdefault(os.path.realpath(path), path)
+    pictures, left_out = picture_names(root)
     if others is not None:
-        others += (path for path in files.values() if path.suffix.lower() not in endings)
-    return [path for path in files.values() if path.suffix.lower() in endings]
+        others += (root / name for name in left_out)
+    return [root / name for name in pictures]
 
 
-def _files_below(folder: Path, entered: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in entered:  # a link to a folder that was entered already
+def picture_names(root: Path, skip: Path | None = None) -> tuple[list[str], list[str]]:
+    """Returns the files of `find_pictures` and the other files, relative to `root`. `skip` is a folder to leave out.
+
+    The names are texts, because paths as objects take longer than all else for many files.
+    """
+    files: dict[str, str] = {}
+    found = _files_below(str(root), "", set() if skip is None else {os.path.realpath(skip)})
+    for name, real in sorted(found, key=lambda file: file[0].replace("/", "\0")):  # folder by folder, as paths sort
+        files.setdefault(real, name)
+    names: dict[bool, list[str]] = {True: [], False: []}
+    endings = readable_endings()
+    for name in files.values():
+        names[os.path.splitext(name)[1].lower() in endings].append(name)
+    return names[True], names[False]
+
+
+def _files_below(folder: str, prefix: str, entered: set[str]) -> Iterator[tuple[str, str]]:
+    """Yields the path of each file, after `prefix`, and its real path."""
+    real_folder = os.path.realpath(folder)
+    if real_folder in entered:  # a link to a folder that was entered already
         return
-    entered.add(real)
+    entered.add(real_folder)
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _files_below(Path(entry.path), entered)
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/", entered)
         elif entry.is_file():
-            yield Path(entry.path)
+            # Resolving each path would take longer than all else for many files.
+            real = os.path.realpath(entry.path) if entry.is_symlink() else f"{real_folder}/{entry.name}"
+            yield prefix + entry.name, real
 
 
 def readable_formats() -> list[str]:

@@ -1,6 +1,7 @@
 """The mathematics of denoising diffusion: torch alone, no Lightning, no Hydra."""
 
-from ddpm.diffusion import editing, likelihood, objective, samplers, schedules
+from ddpm.diffusion import editing, guidance, likelihood, objective, samplers, schedules
+from ddpm.diffusion.guidance import Autoguidance, ClassifierFree, Guidance
 from ddpm.diffusion.likelihood import VLBTerms, vlb_terms
 from ddpm.diffusion.objective import VLB, MinSNR, Objective, Simple, WeightedMSE
 from ddpm.diffusion.process import GaussianDiffusion
@@ -10,8 +11,11 @@ __all__ = [
     "DDIM",
     "VLB",
     "Ancestral",
+    "Autoguidance",
+    "ClassifierFree",
     "DPMSolverPP",
     "GaussianDiffusion",
+    "Guidance",
     "MinSNR",
     "Objective",
     "SDEDPMSolverPP",
@@ -20,6 +24,7 @@ __all__ = [
     "VLBTerms",
     "WeightedMSE",
     "editing",
+    "guidance",
     "likelihood",
     "objective",
     "samplers",

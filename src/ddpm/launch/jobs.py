@@ -33,7 +33,7 @@ from ddpm.runs.status import INTERRUPTED
 from ddpm.secrets import mask_override
 
 # Examples in the message about a key without a value.
-EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart"}
+EXAMPLE_VALUES = {"ckpt": "outputs/train/quickstart/base", "runs": "outputs/train/quickstart", "to": "digits"}
 
 PARENT = "DDPM_PARENT"
 """environment variable of a job of a sweep: the process id of the sweep"""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -70,12 +71,16 @@ def measure_bounds(
     seed: int,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    labels: Tensor | None = None,
 ) -> dict[str, Bound]:
     """Returns the bound of uint8 images [N, C, H, W] under each of `diffusions`, which differ only in their variance.
 
     Each image costs K + 1 network evaluations, where K = `per_image` is its number of timesteps t ≥ 1. The timesteps
     and the noise of image i are functions of (seed, i). The processes share the batches. Up to rounding, the results
     depend neither on the batch size nor on the number of processes.
+
+    Args:
+        labels: of the images, int64 [N], for a network that takes them.
     """
     num_steps = next(iter(diffusions.values())).num_steps
     timesteps = stratified_timesteps(len(images), per_image, num_steps, seed)
@@ -83,7 +88,8 @@ def measure_bounds(
     def terms_of(indices: Tensor) -> list[list[Tensor]]:
         """Returns the terms under each diffusion."""
         x0, noise = _images_and_noise(images, indices, seed, device)
-        terms = vlb_terms_under(network, list(diffusions.values()), x0, timesteps[indices], noise)
+        own = _with_labels(network, labels, indices, device)
+        terms = vlb_terms_under(own, list(diffusions.values()), x0, timesteps[indices], noise)
         return [[part.cpu().double() for part in parts] for parts in terms]
 
     batches = map_over_processes(terms_of, torch.arange(len(images)).split(batch_size))
@@ -111,26 +117,34 @@ def measure_x0_mse(
     seed: int,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
+    labels: Tensor | None = None,
 ) -> Curve:
     """Returns the mean squared error of the x_0 that the reverse step uses, with one bin for each timestep 0 … T-1.
 
     Args:
         images: uint8 [N, C, H, W].
         timesteps: int64 [N, K]; every timestep must occur.
+        labels: of the images, int64 [N], for a network that takes them.
     """
 
     def errors_of(indices: Tensor) -> Tensor:
         """Returns the errors of a batch, [B, K]."""
         x0, noise = _images_and_noise(images, indices, seed, device)
+        own = _with_labels(network, labels, indices, device)
         errors = []
         for t in timesteps[indices].to(device).unbind(dim=1):
             x_t = diffusion.q_sample(x0, t, noise(x0))
-            _, _, predicted = diffusion.p_mean_variance(network(x_t, t), x_t, t)
+            _, _, predicted = diffusion.p_mean_variance(own(x_t, t), x_t, t)
             errors.append((predicted - x0).square().mean(dim=(1, 2, 3)).cpu().double())
         return torch.stack(errors, dim=1)
 
     batches = map_over_processes(errors_of, torch.arange(len(images)).split(batch_size))
     return Curve.of(timesteps, torch.cat(batches), torch.arange(diffusion.num_steps + 1))
+
+
+def _with_labels(network: Network, labels: Tensor | None, indices: Tensor, device: torch.device | str) -> Network:
+    """Returns the network, network(x_t, t), with the labels of a batch if there are labels."""
+    return network if labels is None else partial(network, labels=labels[indices].to(device))
 
 
 def _images_and_noise(

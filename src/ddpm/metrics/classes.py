@@ -43,6 +43,17 @@ class Unsure:
         return Comparison(confidence(samples.logits)[1], confidence(reference.test.logits)[1])
 
 
+class AsAsked:
+    """The share of samples that the classifier sees as the class that they were asked for."""
+
+    name = "as_asked"
+    caption = "share classified as asked"
+
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
+        assert samples.labels is not None
+        return Comparison(Estimate.of((samples.logits.argmax(dim=1) == samples.labels).double()))
+
+
 def class_shares(logits: Tensor) -> Tensor:
     """Returns how often each class is the most probable one in logits [N, 10], as shares, float64 [10]."""
     return torch.bincount(logits.argmax(dim=1), minlength=NUM_CLASSES).double() / len(logits)

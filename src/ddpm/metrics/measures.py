@@ -24,12 +24,16 @@ class ImageSet:
     """float64 [N, D]"""
     logits: Tensor
     """of the classes, [N, classes]"""
+    labels: Tensor | None = None
+    """the classes that samples were asked for, int64 [N]; None if they were drawn without labels"""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def first(self, n: int) -> "ImageSet":
-        return ImageSet(self.images[:n], self.features[:n], self.logits[:n])
+        return ImageSet(
+            self.images[:n], self.features[:n], self.logits[:n], None if self.labels is None else self.labels[:n]
+        )
 
 
 class Nearest(NamedTuple):

@@ -168,7 +168,8 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     figure = _figure(9, 4)
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        lines.setdefault(f"{row['sampler']}, {row['spacing']}, {row['variance']}", []).append(row)
+        guidance = f", guidance {scale:g}" if (scale := row.get("guidance_scale") or 1) != 1 else ""
+        lines.setdefault(f"{row['sampler']}, {row['spacing']}, {row['variance']}{guidance}", []).append(row)
     costs = {"network_evaluations": "network evaluations", "seconds_per_1000_images": "seconds per 1,000 images"}
     for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
         for caption, points in lines.items():
@@ -182,5 +183,34 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
     figure.axes[0].set_ylabel("Fréchet distance / that of real digits")
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Plots the Fréchet distance divided by its floor, and the share of samples as asked, against guidance's scale.
+
+    Args:
+        rows: the contents of `metrics.json` of each evaluation.
+    """
+    figure = _figure(9, 4)
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["guidance_scale"]):
+        interval = f", interval {row['guidance_interval']}" if row["guidance_interval"] else ""
+        steps = row["sampler_steps"]
+        lines.setdefault(f"{row['guidance']}, {row['sampler']}, {steps} steps{interval}", []).append(row)
+    shown = {
+        "quality/fd_test_ratio": "Fréchet distance / that of real digits",
+        "quality/as_asked": "share classified as asked",
+    }
+    for axes, (key, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        for caption, points in lines.items():
+            known = [point for point in points if point.get(key) is not None]
+            axes.errorbar(
+                [point["guidance_scale"] for point in known], [point[key] for point in known],
+                [point[f"{key}_se"] for point in known], marker="o", markersize=4, linewidth=1.2, label=caption,
+            )  # fmt: skip
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+        axes.set(xlabel="scale of guidance", ylabel=label)
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,7 @@ def sample_quality(
     measures: Sequence[Measure],
     cache_dir: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
+    labels: Tensor | None = None,
 ) -> Quality:
     """Returns measures of samples of grey digits, by the pinned `DigitClassifier` on the CPU.
 
@@ -86,6 +87,7 @@ def sample_quality(
             `test`.
         cache_dir: folder that stores the results for the real images; None stores nothing.
         on_stage: called with a caption of the next part of the work.
+        labels: the classes that the samples were asked for, int64 [N].
 
     Raises:
         ValueError: images of another shape or dtype, or fewer than 100 images in a set.
@@ -104,7 +106,8 @@ def sample_quality(
     of_test = _image_set(test, _real_activations(network, test, cache_dir))
     test_nearest = _test_nearest(of_train, of_test, cache_dir)
     on_stage("features of the samples")
-    of_samples = _image_set(chosen, activations(network, chosen))
+    asked = None if labels is None else labels[order]
+    of_samples = replace(_image_set(chosen, activations(network, chosen)), labels=asked)
     on_stage("distances to the training images")
     samples_nearest = _nearest(of_samples, of_train)
     reference = Reference(of_train, of_test, of_train.first(n), of_test.first(n), samples_nearest, test_nearest)

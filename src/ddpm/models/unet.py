@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class UNet(nn.Module):
-    """A U-Net conditioned on the timestep.
+    """A U-Net conditioned on the timestep and, with `num_classes`, on a label.
 
     Args:
         image_channels: channels of the images, input and output (1 for grey, 3 for colour).
@@ -25,6 +25,7 @@ class UNet(nn.Module):
         attention: levels with self-attention after each block; 0 is full resolution. If the last level has
             self-attention, the middle has it too.
         dropout: probability that an activation inside a residual block is dropped.
+        num_classes: number of classes of a conditional network; None for an unconditional one.
 
     Raises:
         ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
@@ -39,9 +40,10 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: Sequence[int] = (2,),
         dropout: float = 0.0,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout)
+        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, num_classes)
         widths = [channels * m for m in multipliers]
         levels = range(len(widths))
         embedding = 4 * channels
@@ -68,11 +70,24 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(level(i, 2 * widths[i]) for i in levels)
         self.upsample = nn.ModuleList(Upsample(widths[i + 1], widths[i]) for i in levels[:-1])
         self.output = nn.Sequential(group_norm(widths[0]), nn.SiLU(), zero_init(conv3x3(widths[0], image_channels)))
+        self.num_classes = num_classes
+        if num_classes is not None:  # the last row stands for "no label"
+            self.embed_label = nn.Embedding(num_classes + 1, embedding)
 
-    def forward(self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-        """Return the output for noisy images `x` at timesteps `t` (0 … T-1), in the shape and dtype of `x`."""
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"], labels: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """Return the output for noisy images `x` at timesteps `t` (0 … T-1), in the shape and dtype of `x`.
+
+        Args:
+            labels: the class of each image, 0 … num_classes-1; `num_classes` means "no label", as None does for all.
+        """
         self._check_size(x)
         embedding = self.embed(t)
+        if self.num_classes is not None:
+            embedding = embedding + self.embed_label(torch.full_like(t, self.num_classes) if labels is None else labels)
+        elif labels is not None:
+            raise ValueError("The network has no classes, so it takes no labels; set num_classes.")
         h = self.input(x)
         skips = []
         for i, level in enumerate(self.down):
@@ -205,9 +220,11 @@ def _check_settings(
     blocks: int,
     attention: Sequence[int],
     dropout: float,
+    num_classes: int | None,
 ) -> None:
-    for name, value in (("image_channels", image_channels), ("channels", channels), ("blocks", blocks)):
-        if value < 1:
+    at_least_1 = {"image_channels": image_channels, "channels": channels, "blocks": blocks, "num_classes": num_classes}
+    for name, value in at_least_1.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}.")
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"multipliers must be one integer of 1 or more for each level, not {list(multipliers)}.")

@@ -9,20 +9,31 @@ from typing import Any
 from ddpm.config import user_path
 from ddpm.errors import UserError
 from ddpm.runs.archives import check_records
+from ddpm.runs.exported import WEIGHTS, read_exported
+from ddpm.runs.files import check_links
+from ddpm.runs.hub import PREFIX, download
 from ddpm.runs.nearby import runs_nearby, suggest
 
 FORMAT = 1
 """of the checkpoints that this version writes and reads"""
 NAMES = ("best", "last")  # in the order of preference
+PACKAGED = Path(__file__).resolve().parents[1] / "pretrained"
+"""the exported models in the package, one folder each"""
 
 
 def find_checkpoint(spec: str) -> Path:
-    """Return the file that `ckpt=spec` means: a checkpoint, a run (its best, else its last), RUN/best or RUN/last.
+    """Return the file that `ckpt=spec` means.
 
-    Raises UserError, naming up to five runs nearby, where there is none.
+    A checkpoint; a run (its best, else its last), RUN/best or RUN/last; an exported folder; hf://OWNER/NAME; or, if
+    there is none of these, the name of a model in the package.
+
+    Raises:
+        UserError: there is none. The message names up to five runs nearby.
     """
     if not spec.strip():
         raise UserError("ckpt is empty: give a checkpoint file or a run's directory")
+    if spec.startswith(PREFIX):
+        return download(spec)
     path = user_path(spec)
     if path.is_file():
         return path
@@ -36,15 +47,23 @@ def find_checkpoint(spec: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if (path / WEIGHTS).is_file():
+        check_links(path)
+        return path / WEIGHTS
+    packaged = {weights.parent.name: weights for weights in sorted(PACKAGED.glob(f"*/{WEIGHTS}"))}
+    if spec in packaged:
+        return packaged[spec]
     if run.is_dir() and names:
         problem = f"the run {run} has no checkpoint {' or '.join(f'checkpoints/{name}.ckpt' for name in names)}"
     else:
         problem = f"there is no checkpoint or run at {path}"
+        if packaged and path.name == spec:
+            problem += f" and no model {spec} in the package, which has {', '.join(packaged)}"
     raise UserError(problem + suggest(runs_nearby(path, "checkpoints/*.ckpt")))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint of ddpm as plain data, tensors on the CPU.
+    """Return a checkpoint of ddpm, or an exported model, as plain data, tensors on the CPU.
 
     Raises:
         UserError: the file is damaged, foreign, of an older layout, or holds more than tensors and plain data, which
@@ -52,10 +71,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    checkpoint: Any
     try:
         with _explain(path):
-            check_records(path)
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix == ".safetensors":
+                checkpoint = read_exported(path)
+            else:
+                check_records(path)
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds Python objects beside tensors and plain data. It was not written by ddpm, and "

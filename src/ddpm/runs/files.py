@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Damaged is also a number that is not finite or has more than 64 bits: JSON has no NaN.
     """
     try:
-        data = json.loads(_read_text(path, MAX_JSON), parse_int=_integer, parse_constant=_refuse)
+        data = json.loads(read_text(path, MAX_JSON), parse_int=_integer, parse_constant=_refuse)
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -61,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Aliases are refused: a few lines with them describe more than fits into memory.
     """
     try:
-        data = yaml.load(_read_text(path, MAX_YAML), _WithoutAliases)
+        data = yaml.load(read_text(path, MAX_YAML), _WithoutAliases)
         check_plain(data, str(path))
     except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError, UserError):
         return {}
@@ -75,8 +76,12 @@ class _WithoutAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_text(path: Path, at_most: int) -> str:
-    """Return the text of a file. A pipe or a device is no file: reading it may never end."""
+def read_text(path: Path, at_most: int) -> str:
+    """Return the text of a file. A pipe or a device is no file: reading it may never end.
+
+    Raises:
+        ValueError: the path is no file, or the file has more bytes than `at_most`.
+    """
     if not path.is_file() or path.stat().st_size > at_most:
         raise ValueError(f"{path} is no file or too large")
     return path.read_text(encoding="utf-8")
@@ -100,7 +105,8 @@ def check_links(directory: Path) -> None:
     """
     inside = directory.resolve()
     for path in (*directory.glob("*"), *directory.glob("*/*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        # realpath, since resolve raises RuntimeError for a link that leads to itself
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
             raise UserError(f"{path} is a link that leads out of the run's directory: replace it by what it links to.")
 
 
@@ -126,6 +132,34 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}.") from error
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise a UserError unless `path` is absent or an empty folder, and not the working directory."""
+    is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if (os.path.lexists(path) and not is_empty) or path.absolute() == Path.cwd():
+        raise UserError(f"{path} is there already: name a new folder, or an empty one.")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; after the block, rename it to `path`.
+
+    Raises:
+        UserError: `path` is there already, or it cannot be made.
+    """
+    check_new_folder(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folder(beside)
+    try:
+        yield beside
+        try:
+            beside.rename(path)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {path}: {error.strerror}.") from error
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def replace_file(path: Path, data: bytes | memoryview) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm.commands import display
 from ddpm.commands.evaluate.optimal_variance import check_draws, spread, x0_mse_of
 from ddpm.commands.evaluations import Evaluations
-from ddpm.commands.from_checkpoint import Loaded, with_variance
+from ddpm.commands.from_checkpoint import Loaded, labels_of, with_variance
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.diffusion.empirical import EmpiricalDenoiser
@@ -167,10 +167,14 @@ def measure(cfg: DictConfig, loaded: Loaded, data: ImageData, settings: Settings
     with Evaluations(loaded.fabric.world_size) as progress:
 
         def bounds_of(
-            name: str, network: Network, chains: dict[str, GaussianDiffusion], images: Tensor
+            name: str,
+            network: Network,
+            chains: dict[str, GaussianDiffusion],
+            images: Tensor,
+            labels: Tensor | None = None,
         ) -> dict[str, Bound]:
             counted = progress.count(network, NAMES[name], len(images) * (per_image + 1))
-            return measure_bounds(counted, chains, images, per_image, cfg.seed, cfg.batch_size, device)
+            return measure_bounds(counted, chains, images, per_image, cfg.seed, cfg.batch_size, device, labels)
 
         x0_mse = x0_mse_of(cfg, loaded, data, progress)
         chains: dict[str, GaussianDiffusion] = {
@@ -178,14 +182,16 @@ def measure(cfg: DictConfig, loaded: Loaded, data: ImageData, settings: Settings
         }
         model.diffusion = chains[variance]
         chain: dict[str, GaussianDiffusion] = {variance: model.diffusion}
-        under = bounds_of("test", loaded.network, chains, test)
+        labels, train_labels = (labels_of(data, name, model) for name in ("test", "train"))
+        under = bounds_of("test", loaded.network, chains, test, None if labels is None else labels[: len(test)])
         bounds = {"test": under[variance]}
         train_images, empirical_images = (
             number if cfg.num_images is None else min(number, cfg.num_images)
             for number in (options.train_images, options.empirical_images)
         )
         if train_images:
-            bounds["train"] = bounds_of("train", loaded.network, chain, spread(train, train_images))[variance]
+            own = None if train_labels is None else spread(train_labels, train_images)
+            bounds["train"] = bounds_of("train", loaded.network, chain, spread(train, train_images), own)[variance]
         if empirical_images:
             # The optimal denoiser needs float64, which not every accelerator has.
             training_set = train.to(device if device.type == "cuda" else "cpu")

@@ -19,7 +19,7 @@ from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
 from ddpm.commands.results_folder import make_results_folder
 from ddpm.config import build, conf_dir, override, user_path
 from ddpm.data import ImageData
-from ddpm.diffusion import Sampler
+from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import check_images
@@ -96,6 +96,9 @@ class Job(NamedTuple):
     sampler: Sampler | None
     """None leaves sample quality out"""
     measures: list[Measure]
+    guidance: Guidance
+    labels: list[int] | None
+    """of the samples; None if the model is unconditional"""
 
 
 def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
@@ -112,21 +115,24 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     if cfg.num_images == 0 and not with_quality:
         raise UserError("nothing is left to measure: num_images or num_samples must be above 0.")
     data.ready()
+    guidance: Guidance = build(cfg.guidance, Guidance)
+    labels = sample_quality.draw_labels(cfg, data, model)
+    model.check_condition(labels, guidance)
     bound = None if cfg.num_images == 0 else bits_per_dim.check(cfg, model, data)
     if bound is None:
         from_checkpoint.set_variance(model, cfg.variance, checkpoint)
-    return Job(data, bound, sampler if with_quality else None, measures)
+    return Job(data, bound, sampler if with_quality else None, measures, guidance, labels)
 
 
 def measure_checkpoint(cfg: DictConfig) -> None:
     """Measures the likelihood of a checkpoint and the quality of its samples, as far as `cfg` asks for them."""
     loaded = from_checkpoint.load(cfg)
     checkpoint, model, fabric, directory = loaded
-    data, bound, sampler, measures = prepare_checkpoint(cfg, checkpoint, model)
+    data, bound, sampler, measures, guidance, labels = prepare_checkpoint(cfg, checkpoint, model)
     parts: list[Part] = []
     if bound is not None:
         parts.append(bits_per_dim.measure(cfg, loaded, data, bound))
-    drawn = None if sampler is None else sample_quality.draw(cfg, loaded, sampler)
+    drawn = None if sampler is None else sample_quality.draw(cfg, loaded, sampler, guidance, labels)
     if not fabric.is_global_zero:  # its share of the work is done
         return
     if drawn is not None:
@@ -137,7 +143,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         "num_steps": model.diffusion.num_steps,
         "clip_x0": model.diffusion.clip_x0,
         "variance": model.diffusion.variance,
-        "weights": "EMA",
+        "weights": "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}",
         "step": load_checkpoint(checkpoint)["global_step"],
         "precision": fabric.strategy.precision.precision,
         "seed": cfg.seed,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.commands.evaluations import Evaluations
-from ddpm.commands.from_checkpoint import Loaded, describe, x0_mse_key, x0_mse_path
+from ddpm.commands.from_checkpoint import Loaded, describe, labels_of, x0_mse_key, x0_mse_path
 from ddpm.data import ImageData
 from ddpm.errors import UserError
 from ddpm.metrics.bound import measure_x0_mse, timesteps_for_x0_mse
@@ -37,7 +37,7 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         "data": describe(data),
         "draws": draws,
         "seed": cfg.seed,
-        "weights": "EMA",
+        "weights": "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}",
         "precision": loaded.fabric.strategy.precision.precision,
     }
     stored = read_json(path)
@@ -48,10 +48,14 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
     timesteps = timesteps_for_x0_mse(len(images), draws, diffusion.num_steps, cfg.seed)
     network = progress.count(loaded.network, "x_0 error, validation", timesteps.numel())
     device = loaded.fabric.device
-    curve = measure_x0_mse(network, diffusion, images, timesteps, cfg.seed, cfg.batch_size, device)
+    labels = labels_of(data, "validation", loaded.model)
+    labels = None if labels is None else spread(labels, len(images))
+    curve = measure_x0_mse(network, diffusion, images, timesteps, cfg.seed, cfg.batch_size, device, labels)
     kept = f"is kept in {path}, for variance=optimal"
     if cfg.data is not None:
         kept = "is not kept, because data= names other images than the model's own"
+    elif cfg.ema.length is not None:
+        kept = "is not kept, because ema.length gives other weights than the checkpoint's"
     elif loaded.fabric.is_global_zero:
         try:
             write_json(path, facts | {"images": len(images), "x0_mse": curve.mean, "se": curve.se, "n": curve.n})

@@ -15,6 +15,10 @@ COLUMNS = {
     "sampler": "sampler",
     "spacing": "spacing",
     "variance": "variance",
+    "weights": "weights",
+    "guidance": "guidance",
+    "guidance_scale": "scale",
+    "guidance_interval": "interval",
     "network_evaluations": "network evaluations",
     "seconds_per_1000_images": "s / 1,000 images",
     "quality/n": "n",
@@ -22,9 +26,11 @@ COLUMNS = {
     "quality/fd_test_se": "± se",
     "quality/fd_test_ratio": "/ floor",
     "quality/fd_test_ratio_se": "± se",
+    "quality/as_asked": "as asked",
 }
 """titles of the columns by key of metrics.json"""
-
+OPTIONAL = ("guidance", "guidance_scale", "guidance_interval", "quality/as_asked")
+"""columns that are left out where no evaluation has a value"""
 
 ALIKE = ("checkpoint", "step", "data", "quality/n")
 """keys that must be equal in evaluations that are compared"""
@@ -47,22 +53,25 @@ def compare(directories: Sequence[Path]) -> None:
     found = [read_json(path) for path in sorted(folder.rglob("metrics.json"))]
     wanted = [[row[key] for key in ALIKE] for row in asked]
     rows = [row for row in found if "sampler" in row and [row.get(key) for key in ALIKE] in wanted]
-    rows.sort(key=lambda row: (row["sampler"], row["spacing"], row["variance"], row["network_evaluations"]))
-    table = Table(*COLUMNS.values(), title="Quality against cost", title_justify="left")
+    order = ("sampler", "spacing", "variance", "guidance", "guidance_scale", "network_evaluations")
+    rows.sort(key=lambda row: [(row.get(key) is not None, row.get(key)) for key in order])
+    shown = [key for key in COLUMNS if key not in OPTIONAL or any(row.get(key) is not None for row in rows)]
+    table = Table(*(COLUMNS[key] for key in shown), title="Quality against cost", title_justify="left")
     for row in rows:
-        table.add_row(*(_shown(row.get(key)) for key in COLUMNS))
+        table.add_row(*(_shown(row.get(key)) for key in shown))
     display.console.print(table)
     if len({row["sampler"] for row in asked}) > 1 and len({row["spacing"] for row in asked}) > 1:
         display.console.print("The samplers take different timesteps: sampler.spacing=trailing gives all the same.")
 
-    columns = [*COLUMNS, "checkpoint"]
+    columns = [*shown, "checkpoint"]
     write_csv(folder / "quality_cost.csv", columns, [[row.get(key) for key in columns] for row in rows])
     plots.quality_cost(rows).savefig(folder / "quality_cost.png")
-    display.results(
-        folder,
-        ["quality_cost.png: the Fréchet distance over its floor, against evaluations and time", "quality_cost.csv"],
-        [],
-    )
+    files = ["quality_cost.png: the Fréchet distance over its floor, against evaluations and time", "quality_cost.csv"]
+    guided = [row for row in rows if row.get("guidance_scale") is not None]
+    if len({row["guidance_scale"] for row in guided}) > 1:
+        plots.quality_scale(guided).savefig(folder / "guidance_scale.png")
+        files.append("guidance_scale.png: the Fréchet distance over its floor, against the scale of guidance")
+    display.results(folder, files, [])
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
@@ -16,12 +17,15 @@ from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.config import build, option_name, user_path
 from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range, to_uint8
-from ddpm.diffusion import Sampler
+from ddpm.diffusion import ClassifierFree, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
+from ddpm.metrics.classes import AsAsked
 from ddpm.metrics.estimates import Estimate
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import MIN_IMAGES, Quality, sample_quality
+from ddpm.seeding import Stream, evenly_spread, seed_at
+from ddpm.training.module import DDPM
 
 NUM_SHOWN = 64
 
@@ -132,24 +136,43 @@ class Drawn(NamedTuple):
     samples: Tensor
     """uint8 [N, 1, 28, 28]"""
     origin: dict[str, Any]
+    labels: Tensor | None = None
+    """the classes that were asked for, int64 [N]"""
 
 
-def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler) -> Drawn:
+def draw_labels(cfg: DictConfig, data: ImageData, model: DDPM) -> list[int] | None:
+    """Returns labels for the samples, with the shares of the training set; None if the model is unconditional.
+
+    Label i depends on (seed, i) only.
+    """
+    labels = from_checkpoint.labels_of(data, "train", model)
+    if labels is None:
+        return None
+    shift = seed_at(Stream.LABELS, cfg.seed) / 2**64
+    position = evenly_spread(torch.arange(cfg.num_samples), shift)
+    return labels.sort().values[(position * len(labels)).long()].tolist() or None
+
+
+def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, labels: Sequence[int] | None) -> Drawn:
     """Draws `num_samples` images."""
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
     with Evaluations(loaded.fabric.world_size) as progress:
         advance = progress.part(f"samples, {steps} steps", cfg.num_samples * steps)
-        images = from_checkpoint.sample(cfg, loaded, sampler, advance)
+        images = from_checkpoint.sample(cfg, loaded, sampler, advance, labels, guidance)
     seconds = time.perf_counter() - started
     origin = {
         "sampler": option_name(cfg.sampler._target_),
-        "network_evaluations": steps,
+        "network_evaluations": guidance.evaluations(sampler.timesteps(loaded.model.diffusion)),
         "spacing": sampler.spacing,
         "num_samples": cfg.num_samples,
         "seconds_per_1000_images": 1000 * seconds / cfg.num_samples,
     }
-    return Drawn(to_uint8(images), origin)
+    if labels is not None or not isinstance(guidance, ClassifierFree):
+        by = f" by {cfg.guidance.ckpt}" if "ckpt" in cfg.guidance else ""
+        origin |= {"guidance": option_name(cfg.guidance._target_) + by, "guidance_scale": guidance.scale}
+        origin |= {"guidance_interval": guidance.interval, "sampler_steps": steps}
+    return Drawn(to_uint8(images), origin, None if labels is None else torch.tensor(labels))
 
 
 def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Measure]) -> SampleQuality:
@@ -159,6 +182,8 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Mea
         UserError: the samples have another shape, or are too few.
     """
     train, test = (data.split(name).images for name in ("train", "test"))
+    if drawn.labels is not None:
+        measures = [*measures, AsAsked()]
     cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_digits"
     with display.console.status("sample quality") as status:
 
@@ -166,7 +191,7 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Mea
             status.update(f"sample quality: {stage}")
 
         try:
-            quality = sample_quality(drawn.samples, train, test, measures, cache, show)
+            quality = sample_quality(drawn.samples, train, test, measures, cache, show, drawn.labels)
         except ValueError as error:
             raise UserError(str(error)) from error
     return SampleQuality(drawn.samples, train, quality, drawn.origin)

@@ -22,12 +22,13 @@ class SamplePictures(L.Callback):
     """Draws images after each validation, always from the same noise, so that the pictures of a run can be compared.
 
     Two pictures go to the loggers and, as PNG, to `directory`: a grid of samples, and the trajectories of a few
-    samples in pairs of rows: x_t above, the predicted x_0 below.
+    samples in pairs of rows: x_t above, the predicted x_0 below. The grid of a class-conditional model has one row for
+    each class.
 
     Args:
         directory: where the PNGs are written.
         sampler: a fast one, since it runs during training.
-        num_samples: images in the grid.
+        num_samples: images in the grid, at most; with classes, equally many of each.
         num_trajectories: images whose trajectory is shown.
         num_timesteps: timesteps shown of a trajectory.
     """
@@ -56,17 +57,27 @@ class SamplePictures(L.Callback):
             samples, trajectories = self.draw(pl_module)  # in all processes: FSDP shares the weights out
         if not trainer.is_global_zero:
             return
-        self.show(trainer, "samples", pictures.image_grid(samples))
+        self.show(trainer, "samples", pictures.image_grid(samples, columns=self.per_class(pl_module)))
         self.show(trainer, "trajectories", pictures.image_grid(trajectories, columns=self.num_timesteps))
+
+    def per_class(self, model: DDPM) -> int | None:
+        """Return the number of images of each class; None if the model is unconditional."""
+        return None if model.num_classes is None else max(1, self.num_samples // model.num_classes)
 
     def draw(self, model: DDPM) -> tuple[Tensor, Tensor]:
         """Samples [N, C, H, W], and trajectories [2 · num_trajectories · num_timesteps, C, H, W] row by row."""
-        noise = ImageNoise(Stream.SAMPLING, 0, indices=range(self.num_samples))
-        x_T = noise(torch.empty(self.num_samples, *model.image_shape, device=model.device))
-        steps = list(self.sampler.iterate(model.ema, model.diffusion, x_T, noise))
+        number, labels, followed = self.num_samples, None, slice(self.num_trajectories)
+        if (per_class := self.per_class(model)) is not None:
+            assert model.num_classes is not None
+            number = min(self.num_samples, per_class * model.num_classes)
+            labels = torch.arange(number, device=model.device) // per_class
+            followed = slice(0, per_class * self.num_trajectories, per_class)  # the first image of each class
+        noise = ImageNoise(Stream.SAMPLING, 0, indices=range(number))
+        x_T = noise(torch.empty(number, *model.image_shape, device=model.device))
+        steps = list(self.sampler.iterate(model.conditioned(labels), model.diffusion, x_T, noise))
         before = [x_T, *(step.x_t for step in steps[:-1])]
         shown = torch.linspace(0, len(steps) - 1, self.num_timesteps).round().long().tolist()
-        pairs = [torch.stack([before[i], steps[i].x0])[:, : self.num_trajectories] for i in shown]
+        pairs = [torch.stack([before[i], steps[i].x0])[:, followed] for i in shown]
         return steps[-1].x_t, rearrange(pairs, "t pair image c h w -> (image pair t) c h w")
 
     def show(self, trainer: L.Trainer, kind: str, picture: Image.Image) -> None:

@@ -1,0 +1,95 @@
+"""`ddpm export`: writes a model as a folder to pass on: averaged weights, config, model card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ddpm.commands import display
+from ddpm.commands.command import Plan
+from ddpm.commands.model_card import model_card
+from ddpm.config import config_folders, override, trusted_targets, user_path
+from ddpm.errors import UserError
+from ddpm.runs import find_checkpoint, load_checkpoint
+from ddpm.runs.exported import CARD, CONFIG, SUMS, WEIGHTS, write_exported
+from ddpm.runs.files import check_new_folder
+from ddpm.training.building import PARTS, load_model
+from ddpm.training.module import DDPM
+
+
+class Job(NamedTuple):
+    """What is exported, read and checked."""
+
+    checkpoint: Path
+    content: dict[str, Any]
+    """of the checkpoint, with the weights in the type that is asked for"""
+    model: DDPM
+    to: Path
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Returns what `run` would do."""
+    return Plan(prepare(cfg).to, "export the model")
+
+
+def run(cfg: DictConfig) -> None:
+    """Writes the folder `to`.
+
+    Raises:
+        UserError: the checkpoint does not exist or cannot be trusted, or the folder is there already.
+    """
+    checkpoint, content, model, to = prepare(cfg)
+    outputs = user_path(cfg.paths.outputs)
+    card = model_card(model, content["global_step"], checkpoint, to.name, outputs, cfg.license, cfg.dtype)
+    write_exported(to, content, portable(model.hparams["config"]), card)
+    size = (to / WEIGHTS).stat().st_size / 1e6
+    display.results(
+        to,
+        [
+            f"{WEIGHTS}: the averaged weights, {size:.2g} MB",
+            f"{CONFIG}: what the model is built from",
+            f"{CARD}: the model card",
+            f"{SUMS}: checksums of weights and config",
+        ],
+        [f"ddpm sample {override('ckpt', to)}"],
+    )
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Returns the checked parts of the command.
+
+    Raises:
+        UserError: see `run`, or the weights do not fit into `dtype`.
+    """
+    to = user_path(cfg.to)
+    check_new_folder(to)
+    checkpoint = find_checkpoint(cfg.ckpt)
+    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    content = load_checkpoint(checkpoint)
+    if cfg.dtype is not None:
+        dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[cfg.dtype]
+        content["state_dict"] = {name: _cast(name, value, dtype) for name, value in content["state_dict"].items()}
+    return Job(checkpoint, content, model, to)
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    smaller = value.to(dtype)
+    if (smaller.isinf() & value.isfinite()).any():
+        raise UserError(f"dtype: the weight {name} has numbers that are too large for {str(dtype)[6:]}.")
+    return smaller
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parts of a config that describe a model and its training, without the folders of this machine."""
+    kept = {name: config[name] for name in (*PARTS, "trainer") if name in config}
+    data, paths = kept.get("data"), config.get("paths")
+    if isinstance(data, dict) and isinstance(data.get("root"), str):
+        of_user = isinstance(paths, dict) and data["root"] == paths.get("data")
+        # Where the root is the folder for data sets, it is replaced by that of the reader.
+        kept["data"] = data | {"root": "data" if of_user else Path(data["root"]).name}
+    return kept | {"paths": {"data": "data"}}

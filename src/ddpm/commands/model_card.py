@@ -1,0 +1,159 @@
+"""The model card of an exported model: what it is, how it was trained, what was measured, how to load it."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import OmegaConf
+
+from ddpm.config import conf_dir, leaves, option_name, override, trusted_targets
+from ddpm.runs.files import read_json
+from ddpm.training.building import PARTS
+from ddpm.training.module import DDPM
+
+CONDITIONS = (
+    *("images", "timesteps_per_image", "variance", "clip_x0"),
+    *("num_samples", "sampler", "network_evaluations", "precision", "seed"),
+)
+"""facts of an evaluation that the card repeats"""
+MAX_TEXT = 200
+"""characters of a value"""
+
+
+def model_card(
+    model: DDPM, step: int, checkpoint: Path, name: str, outputs: Path, license: str | None, dtype: str | None
+) -> str:
+    """Returns the card, Markdown with the header that the Hugging Face Hub reads.
+
+    Args:
+        step: optimizer steps of the checkpoint.
+        name: of the folder.
+        outputs: the folder whose evaluations are searched for numbers.
+        license: of the weights.
+        dtype: the type that the weights were rounded to, if they were.
+    """
+    config: Any = model.hparams["config"]
+    parameters = sum(weight.numel() for weight in model.network.parameters())
+    diffusion, (channels, height, width) = model.diffusion, model.image_shape
+    data = option_name(str(config["data"].get("_target_")))
+    classes = getattr(model.network, "num_classes", None)
+    kind = "" if classes is None else f"class-conditional, {classes} classes, "
+    header = {"license": license or "unknown", "library_name": "ddpm-lightning", "tags": ["diffusion", "ddpm"]}
+    return "\n".join(
+        [
+            "---",
+            *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
+            "---",
+            f"# {_line(name)}",
+            "",
+            f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {kind}{parameters:,} "
+            f"parameters, {diffusion.num_steps} timesteps, prediction of {diffusion.prediction}. The weights are the "
+            f"moving average after {step:,} optimizer steps.",
+            "",
+            "## Data",
+            "",
+            f"`data={_line(data)}`, the training split.",
+            "",
+            "## Recipe",
+            "",
+            "Settings that differ from the defaults of `ddpm train`; `config.yaml` has all of them:",
+            "",
+            *(f"    {line}" for line in _recipe(config)),
+            "",
+            "## Numbers",
+            "",
+            *_numbers(newest_evaluation(outputs, checkpoint, step)),
+            "",
+            "## Limits",
+            "",
+            "The model draws images like those of its data set, with the gaps and errors of this set, and only of this "
+            "size. The numbers hold for the test split of this data set and for the settings beside them"
+            + (f"; they were measured before the weights were rounded to {dtype}." if dtype else "."),
+            "",
+            "## Licence",
+            "",
+            f"{license}." if license else "None was stated for these weights: ask the person who gave them to you.",
+            "",
+            "## Load",
+            "",
+            *_example(config, name),
+            "",
+        ]
+    )
+
+
+def _line(text: object) -> str:
+    """Returns a text in one short line without Markdown's signs. Names may come from a stranger."""
+    return _code("".join(" " if c in "`<>[]|*\\" else c for c in str(text)))
+
+
+def _code(text: str) -> str:
+    """Returns a text in one short line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_TEXT]
+
+
+def _recipe(config: Mapping[str, Any]) -> list[str]:
+    default: Any = OmegaConf.to_container(compose("train"), resolve=True)
+    before = dict(leaves({name: default.get(name) for name in (*PARTS, "trainer")}))
+    now = dict(leaves({name: config.get(name) for name in (*PARTS, "trainer")}))
+    now.pop("data.root", None)  # a folder of this machine
+    changed = [key for key in now if key not in before or repr(before[key]) != repr(now[key])]
+    return [_code(f"{key}={now[key]}") for key in changed] or ["(none)"]
+
+
+def newest_evaluation(outputs: Path, checkpoint: Path, step: int) -> dict[str, Any]:
+    """Returns the metrics.json of the newest evaluation of this checkpoint at this step, empty if there is none."""
+    files = sorted((outputs / "evaluate").rglob("metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files:
+        metrics = read_json(path)
+        is_same = isinstance(metrics.get("checkpoint"), str) and metrics.get("step") == step
+        if is_same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve():
+            return metrics
+    return {}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
+    rows = {
+        name: (value, metrics[f"{name}_se"])
+        for name, value in metrics.items()
+        if f"{name}_se" in metrics and isinstance(value, (int, float)) and math.isfinite(value)
+    }
+    if not rows:
+        yield "Not evaluated."
+        return
+    yield "From `ddpm evaluate`: value ± standard error; `bpd` is the variational bound in bits/dim."
+    yield ""
+    yield from ("| measure | value | standard error |", "| --- | ---: | ---: |")
+    for name, (value, error) in rows.items():
+        yield f"| {_line(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
+    yield ""
+    conditions = [f"{key} {metrics[key]}" for key in CONDITIONS if metrics.get(key) is not None]
+    yield f"Conditions: {_line(', '.join(conditions))}."
+
+
+def _example(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    yield from (
+        "```python",
+        "import ddpm  # pip install from the project's clone: the `ddpm` of PyPI is another package",
+    )
+    yield ""
+    yield f"model = ddpm.load({json.dumps(name)})  # this folder; from the Hugging Face Hub: hf://OWNER/NAME"
+    yield "images = model.sample(16, steps=25, seed=0)  # [16, C, H, W] in [-1, 1]"
+    yield from ("```", "", f"On the command line: `ddpm sample {_line(override('ckpt', name))}`.")
+    own = sorted(_own_targets(config))
+    if own:
+        yield ""
+        targets = ", ".join(f"`{_line(target)}`" for target in own)
+        yield (
+            f"The model needs code and YAMLs that are not part of ddpm: {targets}. "
+            "Pass the folder of the YAMLs as `config_dir=` or `--config-dir`."
+        )
+
+
+def _own_targets(config: Mapping[str, Any]) -> set[str]:
+    parts = {name: config.get(name) for name in ("module", "model", "diffusion", "objective")}
+    named = {value for key, value in leaves(parts, into_lists=True) if key.rpartition(".")[2] == "_target_"}
+    return {str(target) for target in named} - trusted_targets([conf_dir()])
