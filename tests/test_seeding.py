@@ -50,6 +50,13 @@ def test_the_noise_of_an_image_does_not_depend_on_its_batch():
     assert len(torch.cat([first, second]).flatten(1).unique(dim=0)) == 8
 
 
+@pytest.mark.parametrize("other", [(Stream.EVALUATION, 5), (Stream.SAMPLING, 6)])
+def test_the_noise_of_an_image_depends_on_each_part_of_the_key(other: tuple[int, ...]):
+    like = torch.empty(1, 1, 3, 3)
+    here, there = (ImageNoise(*key, indices=[2])(like) for key in ((Stream.SAMPLING, 5), other))
+    assert not torch.equal(here, there)
+
+
 def test_noise_is_standard_normal_in_float32():
     noise = ImageNoise(Stream.SAMPLING, 0, indices=range(500))(torch.empty(500, 1, 8, 8, dtype=torch.float64))
     assert noise.dtype == torch.float32

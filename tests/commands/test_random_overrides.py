@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ddpm.config import conf_dir, leaves
 from ddpm.errors import UserError
-from ddpm.launch.hydra_internals import as_current_job
+from ddpm.launch.hydra_internals import as_current_job, share_config_store
 from ddpm.launch.jobs import check_values, load_command
 from ddpm.launch.overrides import check_choices, parse_overrides
 
@@ -58,7 +58,7 @@ def plan(command, overrides):
         load_command(command).plan(task_config)
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("examples", [150, pytest.param(500, marks=pytest.mark.slow)])
 def test_random_overrides_are_planned_or_refused(examples, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     warnings.simplefilter("ignore")
@@ -77,6 +77,7 @@ def test_random_overrides_are_planned_or_refused(examples, tiny_run, tmp_path, m
         assert 1 <= len(message.strip().splitlines()) <= 4
         assert os.listdir() == []
 
+    share_config_store()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         keys = {command: keys_of(command) for command in BASE}
         check()

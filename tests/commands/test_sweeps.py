@@ -78,12 +78,12 @@ def test_a_sweep_with_an_impossible_job_starts_none_and_a_dry_run_writes_nothing
 
 @pytest.mark.slow
 def test_two_sweeps_of_the_same_grid_share_its_jobs(tmp_path):
-    sweeps = [start(tmp_path, *QUICK, "seed=0,1,2", "-m", stdout=subprocess.PIPE) for _ in range(2)]
+    sweeps = [start(tmp_path, *QUICK, "seed=0,1", "-m", stdout=subprocess.PIPE) for _ in range(2)]
     outputs = [sweep.communicate(timeout=240) for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
-    assert states(tmp_path) == {0: "finished", 1: "finished", 2: "finished"}
+    assert states(tmp_path) == {0: "finished", 1: "finished"}
     trained = [line for screen, _ in outputs for line in screen.splitlines() if line.startswith("Training: ")]
-    assert len(trained) == len(set(trained)) == 3
+    assert len(trained) == len(set(trained)) == 2
     for run in runs(tmp_path).values():
         assert len(list(run.glob("events*"))) == 1
 
@@ -164,15 +164,15 @@ def test_a_dead_rank_fails_its_job_alone_and_a_dead_sweep_stops_its_job(tmp_path
 
 @pytest.mark.slow
 def test_a_killed_sweep_ends_with_the_results_of_one_left_alone(ddpm_here, tmp_path):
-    """kill -9 in the middle of the second of three jobs, and then the same command again."""
+    """kill -9 in the middle of the second job, and then the same command again."""
     grid = [*TINY, "trainer.max_steps=60", "trainer.val_check_interval=30", "checkpoint.every_steps=3"]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         assert ddpm_here("train", *grid, f"seed={seed}", cwd=undisturbed).returncode == 0
 
-    sweep = start(disturbed, *grid, "seed=0,1,2", "-m")
+    sweep = start(disturbed, *grid, "seed=0,1", "-m")
     while not (1 in runs(disturbed) and (runs(disturbed)[1] / "checkpoints" / "last.ckpt").exists()):
         assert sweep.poll() is None
         time.sleep(0.01)
@@ -180,7 +180,7 @@ def test_a_killed_sweep_ends_with_the_results_of_one_left_alone(ddpm_here, tmp_p
     os.kill(ranks(disturbed, 1)[0], signal.SIGKILL)  # a job has a session of its own
     sweep.communicate()
     assert states(disturbed) == {0: "finished", 1: "running"}
-    done = ddpm_here("train", *grid, "seed=0,1,2", "-m", cwd=disturbed)
+    done = ddpm_here("train", *grid, "seed=0,1", "-m", cwd=disturbed)
     assert done.returncode == 0, done.stderr
     assert "Continuing from step" in done.stdout
 

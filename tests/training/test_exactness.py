@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from small import BATCHES, NUM_CLASSES, Rows, Shades, fit, small_model, small_unet
 
 from ddpm.diffusion import DDIM, Ancestral
@@ -173,3 +174,22 @@ def test_the_curves_of_a_run_that_died_go_on(tmp_path, stop, every):
     saved = stop // every * every
     for name in ("train/loss", "train/grad_norm", "val/loss"):
         assert resumed.of(name) == {step: value for step, value in whole.of(name).items() if step >= saved}, name
+
+
+class OneOfTwo(SingleDeviceStrategy):
+    """Lets a process believe that it is one of two."""
+
+    def __init__(self, rank):
+        super().__init__(torch.device("cpu"))
+        self.global_rank, self.world_size = rank, 2
+
+
+def test_two_processes_share_the_images_and_the_noise_of_one():
+    seen = []
+    for strategy in ("auto", OneOfTwo(0), OneOfTwo(1)):
+        model = small_model()
+        model.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs))
+        fit(model, 1, strategy=strategy)
+    whole, *parts = seen
+    for one, *shared in zip(whole, *parts, strict=True):
+        assert torch.equal(one, torch.cat(shared))

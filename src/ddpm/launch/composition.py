@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ddpm.config import conf_dir
 from ddpm.errors import UserError, install_hint
+from ddpm.launch.hydra_internals import share_config_store
 from ddpm.launch.jobs import run_job
 from ddpm.launch.mistakes import UNREADABLE, check_flags, explain, explain_unreadable
 from ddpm.launch.overrides import check_choices, named_folders, parse_overrides, with_user_paths
@@ -56,6 +57,7 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated against ConfigStore schema")
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
+    share_config_store()
     check_flags(arguments)
     check_choices(parse_overrides(arguments), [conf_dir(), *named_folders(arguments)])
     typed = list(sys.argv)

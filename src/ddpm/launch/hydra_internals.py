@@ -4,8 +4,18 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
+
+
+def share_config_store() -> None:
+    """Let copies of Hydra's config store be the store itself.
+
+    Hydra copies the store whenever it composes a config or looks up a group's options, 150 times for a help page. The
+    store is a singleton, and copies a node before it gives it away.
+    """
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 
 @contextmanager
