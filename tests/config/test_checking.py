@@ -43,7 +43,7 @@ def check(command, *overrides):
         ("+nothing.reads.this=1", "nothing.reads.this is read by nothing."),
         ("+optimizer.warmup=5", "optimizer.warmup is read by nothing. Did you mean optimizer.warmup_steps"),
         ("paths.run=elsewhere", "paths.run=elsewhere must be 'set by the command'"),
-        ("~model", "model is missing. Choose model=unet_base|unet_patches|unet_small|unet_tiny."),
+        ("~model", "model is missing. Choose model=diffusers|unet_base|unet_patches|unet_small|unet_tiny."),
         ("init_from='a\\x00'", None),
         (r"init_from='é'", None),
     ],
