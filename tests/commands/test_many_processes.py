@@ -53,9 +53,10 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.slow
 def test_one_process_two_nodes_and_four_processes_are_the_same_training(ddpm_cli, witness, tmp_path):
     """Two nodes are two processes that know each other's address."""
-    few = [*TRAIN, "model.num_classes=10", "trainer.max_steps=12", "trainer.log_every_n_steps=1",
-           "trainer.val_check_interval=6", "trainer.limit_val_batches=2",
-           "+callbacks.witness._target_=witness.Witness"]  # fmt: skip
+    few = [
+        *TRAIN, "model.num_classes=10", "trainer.max_steps=12", "trainer.log_every_n_steps=1",
+        "trainer.val_check_interval=6", "trainer.limit_val_batches=2", "+callbacks.witness._target_=witness.Witness",
+    ]  # fmt: skip
     folders = {processes: tmp_path / str(processes) for processes in (1, 2, 4)}
     for folder in folders.values():
         folder.mkdir()

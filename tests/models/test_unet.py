@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from ddpm.models import UNet
+from ddpm.models.unet import scaled_norm
 
 
 def perturbed(**settings) -> UNet:
@@ -100,17 +101,14 @@ def test_attention_is_at_the_given_levels(attention, count):
     assert sum(type(module).__name__ == "SelfAttention" for module in network.modules()) == count
 
 
-def test_only_attention_connects_far_pixels():
-    """The convolutions of this network reach 10 pixels to each side. GroupNorm connects all pixels, so remove it."""
+def test_only_attention_connects_far_pixels(monkeypatch):
+    """The convolutions of this network reach 10 pixels to each side. Group norms connect all pixels, so remove them."""
+    monkeypatch.setattr(nn.functional, "group_norm", lambda x, *rest: x)
     far = torch.zeros(1, 1, 2, 64)
     far[..., -1] = 1.0
     reach = {}
     for attention in ((), (0,)):
         network = perturbed(channels=8, multipliers=(1,), blocks=1, attention=attention)
-        for module in list(network.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.GroupNorm):
-                    setattr(module, name, nn.Identity())
         t = torch.tensor([10])
         reach[attention] = (network(far, t) - network(torch.zeros_like(far), t))[..., 0].abs().max().item()
     assert reach[()] == 0.0
@@ -201,6 +199,27 @@ def test_full_resolution_is_that_of_the_patches():
 def test_an_image_of_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"channel\(s\), but these have 3; set image_channels=3"):
         UNet(channels=8)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_scaled_norm_agrees_with_its_formula_and_so_do_its_gradients(layout):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(2, 8, dtype=torch.float64)
+    x = torch.randn(3, 8, 5, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    parts = [x, *torch.randn(2, 3, 8, dtype=torch.float64)]
+    for part in (*norm.parameters(), *parts):
+        torch.nn.init.normal_(part).requires_grad_()
+    x, scale, shift = parts
+    found = scaled_norm(norm, x, scale, shift)
+    groups = x.unflatten(1, (2, 4))
+    mean, variance = groups.mean((2, 3, 4), keepdim=True), groups.var((2, 3, 4), correction=0, keepdim=True)
+    normed = ((groups - mean) / (variance + norm.eps).sqrt()).flatten(1, 2)
+    weight, bias, scale_, shift_ = (part[..., None, None] for part in (norm.weight, norm.bias, scale, shift))
+    expected = (normed * weight + bias) * scale_ + shift_
+    torch.testing.assert_close(found, expected)
+    inputs = [*parts, *norm.parameters()]
+    gradients = (torch.autograd.grad(output.sin().sum(), inputs) for output in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.slow

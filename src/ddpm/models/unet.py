@@ -160,9 +160,9 @@ class Block(nn.Module):
         self.attention = SelfAttention(outputs) if attend else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B C H W"], embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B outputs H W"]:
-        scale, shift = self.scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.scale_shift(F.silu(embedding)).chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
-        h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        h = F.silu(scaled_norm(self.norm2, h, 1 + scale, shift))
         h = self.conv2(self.dropout(h))
         return self.attention(self.skip(x) + h)
 
@@ -213,6 +213,22 @@ def group_norm(channels: int) -> nn.GroupNorm:
     that channel's mean, and with it the brightness of the image. The number of groups divides `channels`.
     """
     return nn.GroupNorm(largest_divisor(channels, at_most=min(32, channels // 4)), channels)
+
+
+def scaled_norm(
+    norm: nn.GroupNorm, x: Float[Tensor, "B C H W"], scale: Float[Tensor, "B C"], shift: Float[Tensor, "B C"]
+) -> Float[Tensor, "B C H W"]:
+    """Return `norm(x) * scale + shift`, by one call of group_norm if `x` is contiguous and the code is not compiled.
+
+    The call takes the batch as one image with B·C channels, so that each image can have its own scale and shift. This
+    saves passes over the activations: one forward, three backward.
+    """
+    if torch.compiler.is_compiling() or not x.is_contiguous():  # torch.compile fuses the passes itself
+        return torch.addcmul(shift[:, :, None, None], norm(x), scale[:, :, None, None])
+    scale, shift = scale.to(norm.weight.dtype), shift.to(norm.weight.dtype)
+    weight, bias = (norm.weight * scale).flatten(), (norm.bias * scale + shift).flatten()
+    groups = len(x) * norm.num_groups
+    return F.group_norm(x.view(1, -1, *x.shape[2:]), groups, weight, bias, norm.eps).view_as(x)
 
 
 def largest_divisor(number: int, at_most: int) -> int:
