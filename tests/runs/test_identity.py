@@ -185,3 +185,8 @@ def test_an_override_equal_to_the_default_is_dropped(overrides, kept):
 
 def test_a_name_of_ones_own():
     assert run_directory("train", "out", ["seed=1"], "mnist", name="mine") == Path("out/train/mnist/mine")
+
+
+def test_a_long_name_is_cut_to_the_limit_with_its_digest():
+    name = run_name([f"optimizer.name_{'x' * 300}=1"])
+    assert len(name) == 119
