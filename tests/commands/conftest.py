@@ -66,3 +66,9 @@ def real_digits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Non
     link = tmp_path / "outputs" / "evaluate" / ".real_digits"
     link.parent.mkdir(parents=True)
     link.symlink_to(shared)
+
+
+@pytest.fixture
+def train_tiny():  # type: ignore[no-untyped-def]
+    """Returns `train`."""
+    return train

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from ddpm.commands.evaluate.sample_quality import knows
-from ddpm.data import FashionMNIST, MNISTMini
+from ddpm.data import MNISTMini
 
 QUALITY = ["trainer=cpu", "num_images=0", "num_samples=100"]
 
@@ -112,6 +111,31 @@ def test_mistakes(ddpm_here, tiny_run, tmp_path, overrides, words):
     assert list(tmp_path.rglob("metrics.json")) == []
 
 
-def test_the_classifier_is_used_only_for_mnist():
-    assert knows(MNISTMini(batch_size=1, validation_size=1))
-    assert not knows(FashionMNIST(root="nowhere", batch_size=1, validation_size=1))
+def test_an_image_folder_in_features_from_one_class_and_one_yaml(ddpm_here, train_tiny, tmp_path):
+    """The whole table, less what needs a classifier, for colour images."""
+    random = np.random.default_rng(0)
+    for i in range(600):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(random.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    run = train_tiny(tmp_path / "run", "data=image_folder", f"data.root={tmp_path}/pictures", "data.image_size=8")
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Colours:\n"
+        "    def __init__(self):\n"
+        "        self.weight = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))\n"
+        "    def __call__(self, images):\n"
+        "        return torch.conv2d(images / 255, self.weight, stride=4).relu().flatten(1)\n"
+    )
+    (tmp_path / "conf" / "features").mkdir(parents=True)
+    (tmp_path / "conf" / "features" / "mine.yaml").write_text("_target_: mine.Colours\n")
+    mine = ["evaluate", "--config-dir", "conf", f"ckpt={run}", *QUALITY, "sampler.steps=2"]
+    answer = ddpm_here(*mine, "features=mine", env={"PYTHONPATH": str(tmp_path)})
+    assert answer.returncode == 0, answer.stderr
+    (metrics_file,) = tmp_path.glob("outputs/evaluate/*/*/metrics.json")
+    numbers = json.loads(metrics_file.read_text())
+    for name in ("fd_train", "fd_test", "kid", "sliced_wasserstein", "precision", "recall", "feature_copies"):
+        assert numbers[f"quality/{name}_real"] is not None
+    assert "quality/class_tv" not in numbers
+    refused = ddpm_here(*mine, "features=digits", env={"PYTHONPATH": str(tmp_path)})
+    assert refused.returncode == 1
+    assert "they are made for grey digits" in refused.stderr

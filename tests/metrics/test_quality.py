@@ -14,6 +14,7 @@ from ddpm.data import MNISTMini, to_model_range
 from ddpm.errors import UserError
 from ddpm.metrics import plots
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.features import Digits
 from ddpm.metrics.measures import Comparison
 from ddpm.metrics.quality import NUM_PAIRS, sample_quality
 
@@ -34,7 +35,9 @@ def judge(digits, tmp_path_factory):
     train, test = digits.split("train").images, digits.split("test").images[::2]
 
     def run(samples, **kwargs):
-        return sample_quality(samples, train, test, **{"measures": MEASURES, "cache_dir": cache} | kwargs)
+        return sample_quality(
+            samples, train, test, **{"features": Digits(), "measures": MEASURES, "cache_dir": cache} | kwargs
+        )
 
     return run
 
@@ -103,7 +106,7 @@ def test_the_worse_the_samples_the_larger_the_distance(judge, held_out, quality_
 
 def test_a_floor_compares_the_two_real_sets(digits, held_out, quality_of_held_out):
     train = avg_pool2d(digits.split("train").images[:N].float(), 3, stride=1, padding=1).byte()
-    measures = sample_quality(held_out, train, digits.split("test").images[::2], MEASURES).measures
+    measures = sample_quality(held_out, train, digits.split("test").images[::2], Digits(), MEASURES).measures
     for name in ("fd_train", "fd_test", "kid"):
         assert measures[name].real.mean > 2 * quality_of_held_out.measures[name].real.mean, name
     assert measures["coverage"].real.mean < 0.8
@@ -123,8 +126,8 @@ def test_the_order_of_the_samples_does_not_matter(judge, held_out, quality_of_he
 
 def test_the_order_of_the_real_images_and_the_cache_do_not_matter(digits, held_out):
     train, test = digits.split("train").images[:600], digits.split("test").images[:400]
-    quality = sample_quality(held_out, train, test, MEASURES)
-    flipped = sample_quality(held_out, train.flip(0), test.flip(0), MEASURES)
+    quality = sample_quality(held_out, train, test, Digits(), MEASURES)
+    flipped = sample_quality(held_out, train.flip(0), test.flip(0), Digits(), MEASURES)
     assert quality.n == 400
     assert flipped.numbers() == quality.numbers()
     assert torch.equal(599 - flipped.pairs["pixels"].train, quality.pairs["pixels"].train)
@@ -132,13 +135,13 @@ def test_the_order_of_the_real_images_and_the_cache_do_not_matter(digits, held_o
 
 def test_results_for_real_images_are_stored(digits, held_out, tmp_path):
     train, test = digits.split("train").images[:300], digits.split("test").images[:200]
-    first = sample_quality(held_out[:200], train, test, MEASURES, tmp_path)
+    first = sample_quality(held_out[:200], train, test, Digits(), MEASURES, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(files) == 3
-    again = sample_quality(held_out[:200], train, test, MEASURES, tmp_path)
+    again = sample_quality(held_out[:200], train, test, Digits(), MEASURES, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     assert again.numbers() == first.numbers()
-    sample_quality(held_out[:200], torch.cat([train[1:], held_out[200:201]]), test, MEASURES, tmp_path)
+    sample_quality(held_out[:200], torch.cat([train[1:], held_out[200:201]]), test, Digits(), MEASURES, tmp_path)
     assert len(list(tmp_path.iterdir())) == 5
 
 

@@ -174,6 +174,7 @@ class Evaluate(FromCheckpoint):
     data: Node | None
     num_images: CountOrZero | None
     timesteps_per_image: Count
+    features: Node | None
     measures: dict[str, Node | None] | None
     evaluate: Share
 

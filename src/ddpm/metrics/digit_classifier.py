@@ -17,9 +17,6 @@ from ddpm.data import to_model_range
 
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
 
-VERSION = 1
-"""version of the computation in `activations`; increase it to invalidate cached results of the same weights"""
-
 IMAGE_SHAPE = (1, 28, 28)
 NUM_FEATURES = 64
 NUM_CLASSES = 10

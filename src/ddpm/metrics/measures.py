@@ -22,8 +22,8 @@ class ImageSet:
     """uint8 [N, C, H, W]"""
     features: Tensor
     """float64 [N, D]"""
-    logits: Tensor
-    """of the classes, [N, classes]"""
+    logits: Tensor | None
+    """of the classes, [N, classes]; None if the features do not classify"""
     labels: Tensor | None = None
     """the classes that samples were asked for, int64 [N]; None if they were drawn without labels"""
 
@@ -31,9 +31,8 @@ class ImageSet:
         return len(self.images)
 
     def first(self, n: int) -> "ImageSet":
-        return ImageSet(
-            self.images[:n], self.features[:n], self.logits[:n], None if self.labels is None else self.labels[:n]
-        )
+        logits, labels = (None if of is None else of[:n] for of in (self.logits, self.labels))
+        return ImageSet(self.images[:n], self.features[:n], logits, labels)
 
 
 class Nearest(NamedTuple):
@@ -87,6 +86,7 @@ class Measure(Protocol):
     """after "quality/" in metrics.json and in TensorBoard"""
     caption: str
     """in the table"""
+    # A measure that needs logits also has needs_classes = True; it is left out if the features do not classify.
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison | float:
         """Return the measure of the samples, with that of real images if there is one."""

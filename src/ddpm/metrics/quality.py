@@ -1,4 +1,4 @@
-"""Sample quality: all measures of a set of digits, and the same measures of equally many held-out real digits."""
+"""Sample quality: all measures of a set of images, and the same measures of equally many held-out real images."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ddpm.metrics.cache import cached, digest
 from ddpm.metrics.classes import class_shares
-from ddpm.metrics.digit_classifier import IMAGE_SHAPE, VERSION, Activations, DigitClassifier, activations, read_card
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.features import Features, Found, features_of
 from ddpm.metrics.measures import UNKNOWN, Comparison, ImageSet, Measure, Nearest, Reference
 from ddpm.metrics.memorisation import SPACES, copy_threshold, nearest
 
 MIN_IMAGES = 100
 NUM_PAIRS = 8
+NUM_PROBES = 16
 
 
 class Pairs(NamedTuple):
@@ -44,10 +45,10 @@ class Quality:
     """by name"""
     captions: dict[str, str]
     """of the measures"""
-    class_shares: Tensor
-    """class shares of the n samples, float64 [10]"""
-    real_class_shares: Tensor
-    """class shares of the training images according to the classifier, float64 [10]"""
+    class_shares: Tensor | None
+    """class shares of the n samples, float64 [classes]; None if the features do not classify"""
+    real_class_shares: Tensor | None
+    """class shares of the training images according to the features, float64 [classes]"""
     pairs: dict[str, Pairs]
     """for "pixels", with distances between images in [0, 1], and for "features\""""
 
@@ -64,27 +65,30 @@ class Quality:
             for key, estimate in parts.items():
                 flat |= {key: estimate.mean, f"{key}_se": estimate.se}
         flat |= {f"{space.removesuffix('s')}_copies_threshold": pairs.threshold for space, pairs in self.pairs.items()}
-        return flat | {f"class_share_{digit}": share for digit, share in enumerate(self.class_shares.tolist())}
+        shares = [] if self.class_shares is None else self.class_shares.tolist()
+        return flat | {f"class_share_{label}": share for label, share in enumerate(shares)}
 
 
 def sample_quality(
     samples: Tensor,
     train: Tensor,
     test: Tensor,
+    features: Features,
     measures: Sequence[Measure],
     cache_dir: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     labels: Tensor | None = None,
 ) -> Quality:
-    """Returns measures of samples of grey digits, by the pinned `DigitClassifier` on the CPU.
+    """Returns measures of samples in the given features, on the CPU.
 
     The result does not depend on the order of the images in a set. Each set is first sorted by the SHA-256 of its
     images: this order is as good as random, and always the same. A measure of a part of a set uses the first images,
     and a measure with groups cuts the sorted set.
 
     Args:
-        samples, train, test: uint8 [N, 1, 28, 28]. The generator may have learnt from `train`, and has never seen
+        samples, train, test: uint8 [N, C, H, W]. The generator may have learnt from `train`, and has never seen
             `test`.
+        measures: those that need classes are left out if the features do not classify.
         cache_dir: folder that stores the results for the real images; None stores nothing.
         on_stage: called with a caption of the next part of the work.
         labels: the classes that the samples were asked for, int64 [N].
@@ -94,24 +98,24 @@ def sample_quality(
         UserError: `cache_dir` cannot be made.
     """
     for name, images in {"samples": samples, "training images": train, "test images": test}.items():
-        check_images(name, images)
+        check_images(name, images, tuple(train.shape[1:]))
     n = min(len(samples), len(train), len(test))
     order, train_order, test_order = (_by_digest(images) for images in (samples, train, test))
     order = order[:n]
     chosen, train, test = samples[order], train[train_order], test[test_order]
-    network = DigitClassifier.pinned()
 
     on_stage("features of the real images")
-    of_train = _image_set(train, _real_activations(network, train, cache_dir))
-    of_test = _image_set(test, _real_activations(network, test, cache_dir))
+    of_train, of_test = (_real_image_set(features, images, cache_dir) for images in (train, test))
     test_nearest = _test_nearest(of_train, of_test, cache_dir)
     on_stage("features of the samples")
     asked = None if labels is None else labels[order]
-    of_samples = replace(_image_set(chosen, activations(network, chosen)), labels=asked)
+    of_samples = replace(_image_set(chosen, features_of(features, chosen)), labels=asked)
     on_stage("distances to the training images")
     samples_nearest = _nearest(of_samples, of_train)
     reference = Reference(of_train, of_test, of_train.first(n), of_test.first(n), samples_nearest, test_nearest)
 
+    if of_samples.logits is None:
+        measures = [measure for measure in measures if not getattr(measure, "needs_classes", False)]
     comparisons = {}
     for measure in measures:
         on_stage(measure.caption)
@@ -128,17 +132,19 @@ def sample_quality(
             near.distances[closest],
             copy_threshold(test_nearest[space].distances).item(),
         )
-    shares, real_shares = class_shares(of_samples.logits), class_shares(of_train.logits)
+    shares, real_shares = (
+        None if images.logits is None else class_shares(images.logits) for images in (of_samples, of_train)
+    )
     captions = {measure.name: measure.caption for measure in measures}
     return Quality(n, len(samples), len(train), len(test), comparisons, captions, shares, real_shares, pairs)
 
 
-def check_images(name: str, images: Tensor) -> None:
+def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
     """Raises a ValueError if images cannot be compared: another shape or dtype, or fewer than 100 images."""
-    if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or len(images) < MIN_IMAGES:
+    if images.dtype != torch.uint8 or images.shape[1:] != shape or len(images) < MIN_IMAGES:
         raise ValueError(
-            f"the {name} are {images.dtype} {list(images.shape)}: sample quality is measured on grey 28×28 digits, "
-            f"torch.uint8 [N, 1, 28, 28], with at least {MIN_IMAGES} of them."
+            f"the {name} are {images.dtype} {list(images.shape)}: sample quality needs images like those of the data, "
+            f"torch.uint8 {['N', *shape]}, and at least {MIN_IMAGES} of them.".replace("'", "")
         )
 
 
@@ -153,19 +159,19 @@ def _pixels(images: Tensor) -> Tensor:
     return images.flatten(1).float() / 255
 
 
-def _network() -> tuple[str, str]:
-    """Returns everything besides the images that changes the features."""
-    return read_card()["sha256"], str(VERSION)
+def _real_image_set(features: Features, images: Tensor, cache_dir: Path | None) -> ImageSet:
+    # The features of a few of the images tell one network from another: its code and its weights.
+    probe = digest(features_of(features, images[:NUM_PROBES]).features)
 
-
-def _real_activations(network: DigitClassifier, images: Tensor, cache_dir: Path | None) -> Activations:
     def make() -> dict[str, Tensor]:
-        return activations(network, images)._asdict()
+        found = features_of(features, images)._asdict()
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
-    return Activations(**cached(cache_dir, "activations", (*_network(), digest(images)), make))
+    found = cached(cache_dir, "features", (probe, digest(images)), make)
+    return _image_set(images, Found(found["features"], found.get("logits")))
 
 
-def _image_set(images: Tensor, found: Activations) -> ImageSet:
+def _image_set(images: Tensor, found: Found) -> ImageSet:
     return ImageSet(images, found.features.double(), found.logits)
 
 
@@ -182,5 +188,7 @@ def _test_nearest(train: ImageSet, test: ImageSet, cache_dir: Path | None) -> di
         found = _nearest(test, train)
         return {f"{space}_{name}": tensor for space, near in found.items() for name, tensor in near._asdict().items()}
 
-    tensors = cached(cache_dir, "nearest", (*_network(), digest(train.images), digest(test.images)), make)
+    tensors = cached(
+        cache_dir, "nearest", tuple(digest(of) for of in (train.images, train.features, test.images)), make
+    )
     return {space: Nearest(tensors[f"{space}_distances"], tensors[f"{space}_indices"]) for space in SPACES}

@@ -21,6 +21,7 @@ from ddpm.config import build, conf_dir, override, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
+from ddpm.metrics.features import Features
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import check_images
 from ddpm.metrics.samples_file import doubts, read_samples
@@ -34,7 +35,7 @@ from ddpm.runs import (
 )
 from ddpm.training.module import DDPM
 
-READ_WITH_SAMPLES = ("samples", "data", "measures")
+READ_WITH_SAMPLES = ("samples", "data", "features", "measures")
 """the settings that have an effect where samples are judged"""
 
 Part = Likelihood | SampleQuality
@@ -93,7 +94,8 @@ class Job(NamedTuple):
     data: ImageData
     bound: bits_per_dim.Settings | None
     """None leaves the likelihood out"""
-    sampler: Sampler | None
+    sampler: Sampler
+    features: Features | None
     """None leaves sample quality out"""
     measures: list[Measure]
     guidance: Guidance
@@ -111,8 +113,8 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     model.check_sampler(sampler)
     measures = sample_quality.build_measures(cfg.measures)
     data = from_checkpoint.data_of(cfg, model)
-    with_quality = sample_quality.is_asked(cfg, data)
-    if cfg.num_images == 0 and not with_quality:
+    features = sample_quality.build_features(cfg, data)
+    if cfg.num_images == 0 and features is None:
         raise UserError("nothing is left to measure: num_images or num_samples must be above 0.")
     data.ready()
     guidance: Guidance = build(cfg.guidance, Guidance)
@@ -121,22 +123,22 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     bound = None if cfg.num_images == 0 else bits_per_dim.check(cfg, model, data)
     if bound is None:
         from_checkpoint.set_variance(model, cfg.variance, checkpoint)
-    return Job(data, bound, sampler if with_quality else None, measures, guidance, labels)
+    return Job(data, bound, sampler, features, measures, guidance, labels)
 
 
 def measure_checkpoint(cfg: DictConfig) -> None:
     """Measures the likelihood of a checkpoint and the quality of its samples, as far as `cfg` asks for them."""
     loaded = from_checkpoint.load(cfg)
     checkpoint, model, fabric, directory = loaded
-    data, bound, sampler, measures, guidance, labels = prepare_checkpoint(cfg, checkpoint, model)
+    data, bound, sampler, features, measures, guidance, labels = prepare_checkpoint(cfg, checkpoint, model)
     parts: list[Part] = []
     if bound is not None:
         parts.append(bits_per_dim.measure(cfg, loaded, data, bound))
-    drawn = None if sampler is None else sample_quality.draw(cfg, loaded, sampler, guidance, labels)
+    drawn = None if features is None else sample_quality.draw(cfg, loaded, sampler, guidance, labels)
     if not fabric.is_global_zero:  # its share of the work is done
         return
-    if drawn is not None:
-        parts.append(sample_quality.judge(cfg, drawn, data, measures))
+    if drawn is not None and features is not None:
+        parts.append(sample_quality.judge(cfg, drawn, data, features, measures))
 
     facts = {
         "data": from_checkpoint.describe(data),
@@ -158,30 +160,33 @@ def measure_checkpoint(cfg: DictConfig) -> None:
 # Samples ------------------------------------------------------------------------------------------------------------
 
 
-def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, list[Measure]]:
-    """Returns the samples, the real digits beside which they are judged, and the measures.
+def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, Features, list[Measure]]:
+    """Returns the samples, the real images beside which they are judged, the features and the measures.
 
     Raises:
         UserError: see `run`.
     """
     try:
         samples = read_samples(user_path(cfg.samples))
-        check_images("samples", samples)
+        check_images("samples", samples, (1, 28, 28))
     except ValueError as error:
         raise UserError(f"samples: {error}") from error
     data: ImageData = build(cfg.data if cfg.data is not None else mnist(cfg), ImageData)
-    if not sample_quality.knows(data):
-        raise UserError("samples are judged by a network that knows MNIST's digits alone: data=mnist or mnist_mini.")
-    return samples, data.ready(), sample_quality.build_measures(cfg.measures)
+    if data.image_shape != samples.shape[1:]:
+        raise UserError(f"samples are grey 28×28 images, and those of data are {list(data.image_shape)}.")
+    features = sample_quality.build_features(cfg, data)
+    if features is None:
+        raise UserError("no features are known for these data: set features=NAME, for example features=digits.")
+    return samples, data.ready(), features, sample_quality.build_measures(cfg.measures)
 
 
 def judge_samples(cfg: DictConfig) -> None:
     """Compares samples from a file or a folder with real digits."""
-    samples, data, measures = prepare_samples(cfg)
+    samples, data, features, measures = prepare_samples(cfg)
     if doubt := doubts(samples):
         display.console.print(doubt)
     origin = {"samples": user_path(cfg.samples), "num_samples": len(samples)}
-    judged = sample_quality.judge(cfg, Drawn(samples, origin), data, measures)
+    judged = sample_quality.judge(cfg, Drawn(samples, origin), data, features, measures)
     directory = directory_of_samples(cfg)
     make_results_folder(directory, torch.device("cpu"), None)
     report(directory, [judged], {"data": from_checkpoint.describe(data)}, [])

@@ -1,4 +1,4 @@
-"""The sample quality part of `ddpm evaluate`: compares digits from a checkpoint or a file with real digits."""
+"""The sample quality part of `ddpm evaluate`: compares images from a checkpoint or a file with real images."""
 
 import math
 import time
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor
 
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
-from ddpm.config import build, option_name, user_path
+from ddpm.config import build, conf_dir, option_name, user_path
 from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range
 from ddpm.diffusion import ClassifierFree, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
 from ddpm.metrics.classes import AsAsked
 from ddpm.metrics.estimates import Estimate
+from ddpm.metrics.features import Features, check_features
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import MIN_IMAGES, Quality, sample_quality
 from ddpm.seeding import Stream, evenly_spread, seed_at
@@ -37,13 +38,13 @@ class SampleQuality:
     FILES: ClassVar = (
         "samples.png: the first of the samples",
         "closest.png: those nearest to a training image",
-        "classes.png: which digits they are",
+        "classes.png: of which classes they are, if the features classify",
     )
 
     samples: Tensor
-    """uint8 [N, 1, 28, 28]"""
+    """uint8 [N, C, H, W]"""
     train: Tensor
-    """the training images, uint8 [M, 1, 28, 28]"""
+    """the training images, uint8 [M, C, H, W]"""
     quality: Quality
     origin: dict[str, Any]
     """how the samples were made"""
@@ -69,13 +70,14 @@ class SampleQuality:
         }
         thresholds = {space: near.threshold for space, near in self.quality.pairs.items()}
         plots.closest_pairs(pairs, thresholds).savefig(directory / "closest.png")
-        plots.class_shares(self.quality.class_shares, self.quality.real_class_shares).savefig(directory / "classes.png")
+        if (shares := self.quality.class_shares) is not None and (real := self.quality.real_class_shares) is not None:
+            plots.class_shares(shares, real).savefig(directory / "classes.png")
 
     def tables(self) -> Iterator[Table]:
         """Yields the one table of the measures."""
         quality = self.quality
         title = (
-            f"Sample quality: {quality.n} samples beside as many real digits "
+            f"Sample quality: {quality.n} samples beside as many real images "
             f"({quality.num_train} training, {quality.num_test} test images)"
         )
         shown = display.table(title, "measure", "samples ± se", "real ± se", "ratio")
@@ -89,25 +91,28 @@ def _shown(value: Estimate) -> str:
     return "–" if math.isnan(value.mean) else f"{value.mean:.4g} ± {value.se:.2g}"
 
 
-def knows(data: ImageData) -> bool:
-    """Returns whether the data set holds MNIST's digits, which the classifier behind the measures was trained on."""
-    return type(data) in (MNIST, MNISTMini)  # not FashionMNIST, a subclass of MNIST
-
-
-def is_asked(cfg: DictConfig, data: ImageData) -> bool:
-    """Returns whether `cfg` asks for the quality of samples of a model of `data`.
+def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
+    """Returns the features in which samples of a model of `data` are judged; None if none are asked for or known.
 
     Raises:
-        UserError: too few samples.
+        UserError: too few samples, or features that cannot be computed of images of this shape.
     """
-    if cfg.num_samples == 0:
-        return False
-    if cfg.num_samples < MIN_IMAGES:
+    if cfg.samples is None and cfg.num_samples == 0:
+        return None
+    if cfg.samples is None and cfg.num_samples < MIN_IMAGES:
         raise UserError(f"num_samples={cfg.num_samples}: at least {MIN_IMAGES}, or 0 to leave sample quality out.")
-    if not knows(data):
-        display.console.print("Sample quality is left out: its feature network knows MNIST's digits alone.")
-        return False
-    return True
+    node = cfg.features
+    if node is None and type(data) in (MNIST, MNISTMini):  # not FashionMNIST, a subclass of MNIST
+        node = OmegaConf.load(conf_dir() / "features" / "digits.yaml")
+    if node is None:
+        display.console.print("Sample quality is left out: no features are known for these data; set features=NAME.")
+        return None
+    features: Features = build(node)
+    try:
+        check_features(features, data.image_shape)
+    except ValueError as error:
+        raise UserError(f"features={option_name(node._target_)}: {error}") from error
+    return features
 
 
 def build_measures(nodes: Mapping[str, Any] | None) -> list[Measure]:
@@ -134,7 +139,7 @@ class Drawn(NamedTuple):
     """Samples, and how they were made."""
 
     samples: Tensor
-    """uint8 [N, 1, 28, 28]"""
+    """uint8 [N, C, H, W]"""
     origin: dict[str, Any]
     labels: Tensor | None = None
     """the classes that were asked for, int64 [N]"""
@@ -175,7 +180,9 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, 
     return Drawn(images, origin, None if labels is None else torch.tensor(labels))
 
 
-def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Measure]) -> SampleQuality:
+def judge(
+    cfg: DictConfig, drawn: Drawn, data: ImageData, features: Features, measures: Sequence[Measure]
+) -> SampleQuality:
     """Compares samples with the training and test images of `data`.
 
     Raises:
@@ -191,7 +198,7 @@ def judge(cfg: DictConfig, drawn: Drawn, data: ImageData, measures: Sequence[Mea
             status.update(f"sample quality: {stage}")
 
         try:
-            quality = sample_quality(drawn.samples, train, test, measures, cache, show, drawn.labels)
+            quality = sample_quality(drawn.samples, train, test, features, measures, cache, show, drawn.labels)
         except ValueError as error:
             raise UserError(str(error)) from error
     return SampleQuality(drawn.samples, train, quality, drawn.origin)

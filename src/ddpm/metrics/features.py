@@ -1,0 +1,67 @@
+"""The interface of features, in which samples are compared with real images, and the pinned classifier as features."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ddpm.data import to_model_range
+from ddpm.metrics.digit_classifier import IMAGE_SHAPE, Activations, DigitClassifier
+
+BATCH_SIZE = 100  # images; larger batches are slower on a CPU
+
+
+class Features(Protocol):
+    """Features of images. `ddpm evaluate` compares samples with real images in the features of its config."""
+
+    def __call__(self, images: Tensor) -> Tensor | Activations:
+        """Return the features [B, D] of uint8 images [B, C, H, W]; those of an image depend on no other image.
+
+        A network that classifies the images returns `Activations`: the features and the logits.
+
+        Raises:
+            ValueError: the features are not made for images of this shape.
+        """
+
+
+class Digits:
+    """The features of the pinned `DigitClassifier`, for grey digits of 28×28 pixels."""
+
+    def __init__(self) -> None:
+        self.network = DigitClassifier.pinned()
+
+    def __call__(self, images: Tensor) -> Activations:
+        if images.shape[1:] != IMAGE_SHAPE:
+            raise ValueError(f"they are made for grey digits, {list(IMAGE_SHAPE)}.")
+        found: Activations = self.network(to_model_range(images))
+        return found
+
+
+class Found(NamedTuple):
+    features: Tensor
+    """[N, D]"""
+    logits: Tensor | None
+    """[N, classes]; None if the features do not classify"""
+
+
+@torch.no_grad()
+def features_of(features: Features, images: Tensor) -> Found:
+    """Returns features, and logits if there are any, of uint8 images [N, C, H, W]."""
+    found, logits = [], []
+    for batch in images.split(BATCH_SIZE):
+        output = features(batch)
+        if isinstance(output, Activations):
+            logits.append(output.logits)
+            output = output.features
+        found.append(output)
+    return Found(torch.cat(found), torch.cat(logits) if logits else None)
+
+
+def check_features(features: Features, shape: tuple[int, int, int]) -> None:
+    """Raises a ValueError if the features cannot be computed of images of this shape, or are not one row an image."""
+    try:
+        found = features_of(features, torch.zeros(2, *shape, dtype=torch.uint8)).features
+    except Exception as error:
+        raise ValueError(f"the features cannot be computed of images {list(shape)}: {error}") from error
+    if found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
+        raise ValueError(f"the features of 2 images are {found.dtype} {list(found.shape)}: floats [2, D] are needed.")
