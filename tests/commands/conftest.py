@@ -69,6 +69,6 @@ def real_digits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Non
 
 
 @pytest.fixture
-def train_tiny():  # type: ignore[no-untyped-def]
+def train_tiny():
     """Returns `train`."""
     return train
