@@ -114,10 +114,11 @@ def test_mistakes(ddpm_here, tiny_run, tmp_path, overrides, words):
 def test_an_image_folder_in_features_from_one_class_and_one_yaml(ddpm_here, train_tiny, tmp_path):
     """The whole table, less what needs a classifier, for colour images."""
     random = np.random.default_rng(0)
-    for i in range(600):
+    for i in range(1200):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         Image.fromarray(random.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
-    run = train_tiny(tmp_path / "run", "data=image_folder", f"data.root={tmp_path}/pictures", "data.image_size=8")
+    data = ["data=image_folder", f"data.root={tmp_path}/pictures", "data.image_size=8", f"data.cache={tmp_path}/cache"]
+    run = train_tiny(tmp_path / "run", *data)
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Colours:\n"
@@ -128,7 +129,7 @@ def test_an_image_folder_in_features_from_one_class_and_one_yaml(ddpm_here, trai
     )
     (tmp_path / "conf" / "features").mkdir(parents=True)
     (tmp_path / "conf" / "features" / "mine.yaml").write_text("_target_: mine.Colours\n")
-    mine = ["evaluate", "--config-dir", "conf", f"ckpt={run}", *QUALITY, "sampler.steps=2"]
+    mine = ["evaluate", "--config-dir", "conf", f"ckpt={run}", *data, *QUALITY, "sampler.steps=2"]
     answer = ddpm_here(*mine, "features=mine", env={"PYTHONPATH": str(tmp_path)})
     assert answer.returncode == 0, answer.stderr
     (metrics_file,) = tmp_path.glob("outputs/evaluate/*/*/metrics.json")
