@@ -107,7 +107,7 @@ def test_guidance_reaches_the_samples(model):
         (None, Autoguidance(small_model(), 2.0), "differ in their number of classes: 3 and None"),
         ([0], Autoguidance(small_model(small_unet(num_classes=3), num_steps=30), 2.0), "differ in their betas"),
     ],
-    ids=str,
+    ids=range(9),  # the names of objects differ between processes
 )
 def test_what_does_not_fit_a_conditional_model_is_refused(model, labels, guidance, words):
     with pytest.raises(UserError, match=words):
