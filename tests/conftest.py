@@ -53,3 +53,16 @@ def real_mnist() -> Path:
     if not any((folder / "MNIST" / "raw").glob("train-images-idx3-ubyte*")):
         pytest.skip("no real MNIST here: set DDPM_DATA_DIR to a folder with MNIST/raw/train-images-idx3-ubyte")
     return folder
+
+
+@pytest.fixture
+def fashion_mnist(tmp_path: Path) -> Path:
+    """Return a folder with Fashion-MNIST from Debian's package dataset-fashion-mnist; skip where it is absent."""
+    installed = Path("/usr/share/datasets/fashion-mnist")
+    if not installed.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in installed.glob("*.gz"):
+        (raw / file.name).symlink_to(file)
+    return tmp_path

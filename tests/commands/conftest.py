@@ -63,7 +63,7 @@ def real_digits(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Non
     root = tmp_path_factory.getbasetemp()
     shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "real_digits"
     shared.mkdir(exist_ok=True)
-    link = tmp_path / "outputs" / "evaluate" / ".real_digits"
+    link = tmp_path / "outputs" / "evaluate" / ".real_images"
     link.parent.mkdir(parents=True)
     link.symlink_to(shared)
 

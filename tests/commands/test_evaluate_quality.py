@@ -139,4 +139,4 @@ def test_an_image_folder_in_features_from_one_class_and_one_yaml(ddpm_here, trai
     assert "quality/class_tv" not in numbers
     refused = ddpm_here(*mine, "features=digits", env={"PYTHONPATH": str(tmp_path)})
     assert refused.returncode == 1
-    assert "they are made for grey digits" in refused.stderr
+    assert "they are made for grey images" in refused.stderr

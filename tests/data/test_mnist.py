@@ -20,7 +20,6 @@ from ddpm.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_mnist_mini.py"
 EMBEDDED = Path(ddpm.data.__file__).parent / "mnist_mini"
-DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def ready(data):
@@ -114,21 +113,15 @@ def test_equal_arrays_give_equal_files(tmp_path):
     assert torch.equal(read_idx(tmp_path / "a.gz"), array)
 
 
-@pytest.mark.skipif(
-    not DEBIAN_FASHION.is_dir(), reason="needs Fashion-MNIST as Debian's package dataset-fashion-mnist has it"
-)
-def test_fashion_mnist_as_debian_packages_it(tmp_path):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in DEBIAN_FASHION.glob("*.gz"):
-        (raw / file.name).symlink_to(file)
-    data = ready(FashionMNIST(tmp_path))
+def test_fashion_mnist_as_debian_packages_it(fashion_mnist):
+    raw = fashion_mnist / "FashionMNIST" / "raw"
+    data = ready(FashionMNIST(fashion_mnist))
     assert data.split("train").images.shape == (55_000, 1, 28, 28)
     assert torch.cat([data.split("train").labels, data.split("validation").labels]).bincount().tolist() == [6000] * 10
     assert data.split("test").labels.bincount().tolist() == [1000] * 10
     for name in FILES:  # torchvision reads the same from the unpacked files
         (raw / name).write_bytes(gzip.decompress((raw / f"{name}.gz").read_bytes()))
-    theirs = torchvision.datasets.FashionMNIST(tmp_path, train=False)
+    theirs = torchvision.datasets.FashionMNIST(fashion_mnist, train=False)
     assert torch.equal(theirs.data, data.split("test").images[:, 0])
     assert torch.equal(theirs.targets, data.split("test").labels)
 

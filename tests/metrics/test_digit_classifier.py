@@ -3,14 +3,16 @@ import shutil
 import pytest
 import torch
 
-from ddpm.data import MNIST, MNISTMini
+from ddpm.data import MNIST, FashionMNIST, MNISTMini
 from ddpm.metrics.digit_classifier import (
+    FASHION_WEIGHTS,
     NUM_FEATURES,
     WEIGHTS,
     DigitClassifier,
     activations,
     read_card,
 )
+from ddpm.metrics.features import Fashion, features_of
 
 
 def accuracy(split):
@@ -32,8 +34,17 @@ def test_the_pinned_network_has_the_accuracy_on_its_card(real_mnist):
     assert measured == pytest.approx(read_card()["test_accuracy"], abs=2e-4)  # a digit or two hang on rounding
 
 
+def test_the_pinned_network_of_fashion_has_the_accuracy_on_its_card(fashion_mnist):
+    data = FashionMNIST(fashion_mnist)
+    data.setup()
+    test = data.split("test")
+    correct = features_of(Fashion(), test.images).logits.argmax(dim=1) == test.labels
+    assert correct.double().mean().item() == pytest.approx(read_card(FASHION_WEIGHTS)["test_accuracy"], abs=5e-4)
+
+
 def test_weights_are_small():
     assert WEIGHTS.stat().st_size <= 1_000_000
+    assert FASHION_WEIGHTS.stat().st_size <= 1_000_000
 
 
 def test_weights_with_another_checksum_are_refused(tmp_path):

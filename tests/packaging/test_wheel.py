@@ -54,7 +54,8 @@ def test_the_wheel_contains_every_config_and_the_embedded_data(wheel):
     assert len(data) == 4
     others = {"ddpm/py.typed", "ddpm/commands/denoise_page.html", "ddpm/runs/compare/page.html"}
     others |= {f"hydra_plugins/{path.name}" for path in (ROOT / "src" / "hydra_plugins").glob("*.py")}
-    others |= {f"ddpm/metrics/digit_classifier.{ending}" for ending in ("safetensors", "json")}
+    for ending in ("safetensors", "json"):
+        others |= {f"ddpm/metrics/digit_classifier.{ending}", f"ddpm/metrics/fashion_classifier.{ending}"}
     assert names >= configs | data | others
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
 

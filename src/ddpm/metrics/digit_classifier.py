@@ -1,7 +1,8 @@
-"""The pinned classifier that gives features and class probabilities of digits to every measure of sample quality.
+"""The pinned classifiers that give features and class probabilities to every measure of sample quality.
 
 The features of an Inception network trained on ImageNet mean little on digits. This network is small and was trained
-on MNIST by `scripts/train_digit_classifier.py`. Its weights are part of the package, so that results stay comparable.
+on MNIST, and again on Fashion-MNIST, by `scripts/train_digit_classifier.py`. The weights are part of the package, so
+that results stay comparable.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ddpm.data import to_model_range
 
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
+FASHION_WEIGHTS = Path(__file__).with_name("fashion_classifier.safetensors")
 
 IMAGE_SHAPE = (1, 28, 28)
 NUM_FEATURES = 64

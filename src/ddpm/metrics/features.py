@@ -1,12 +1,13 @@
 """The interface of features, in which samples are compared with real images, and the pinned classifier as features."""
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ddpm.data import to_model_range
-from ddpm.metrics.digit_classifier import IMAGE_SHAPE, Activations, DigitClassifier
+from ddpm.metrics.digit_classifier import FASHION_WEIGHTS, IMAGE_SHAPE, WEIGHTS, Activations, DigitClassifier
 
 BATCH_SIZE = 100  # images; larger batches are slower on a CPU
 
@@ -25,16 +26,24 @@ class Features(Protocol):
 
 
 class Digits:
-    """The features of the pinned `DigitClassifier`, for grey digits of 28×28 pixels."""
+    """The features of a small pinned classifier of MNIST, for grey images of 28×28 pixels."""
+
+    weights: Path = WEIGHTS
 
     def __init__(self) -> None:
-        self.network = DigitClassifier.pinned()
+        self.network = DigitClassifier.pinned(self.weights)
 
     def __call__(self, images: Tensor) -> Activations:
         if images.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(f"they are made for grey digits, {list(IMAGE_SHAPE)}.")
+            raise ValueError(f"they are made for grey images, {list(IMAGE_SHAPE)}.")
         found: Activations = self.network(to_model_range(images))
         return found
+
+
+class Fashion(Digits):
+    """The features of the same network, trained on Fashion-MNIST."""
+
+    weights = FASHION_WEIGHTS
 
 
 class Found(NamedTuple):

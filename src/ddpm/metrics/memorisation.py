@@ -1,5 +1,6 @@
 """Memorisation: the share of samples that are near-copies of training images."""
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +15,10 @@ COPY_QUANTILE = 0.01
 SPACES = ("pixels", "features")
 """where distances are measured: between images in [0, 1], and between features"""
 Space = Literal["pixels", "features"]
-CHUNK = 500  # rows; 120 MB with 60,000 float32 distances in a row
+CHUNK = 500
+"""queries that are searched at once"""
+REFERENCES = 20_000
+"""references that are searched at once; uint8 pixels become float32 only here"""
 
 
 class TrainingDistance:
@@ -61,14 +65,31 @@ class Memorisation(NamedTuple):
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:
-    """Returns the nearest of the references [M, D] for each query [N, D].
+    """Returns the nearest of the references [M, ...] for each query [N, ...].
 
-    The search uses the dtype of the arguments. The returned distances are computed in float64.
+    Features are searched in their dtype; uint8 images are searched as float32 pixels in [0, 1]. The returned distances
+    are computed in float64.
     """
-    square_norms = references.square().sum(dim=1)
-    found = [torch.addmm(square_norms, chunk, references.T, alpha=-2).argmin(dim=1) for chunk in queries.split(CHUNK)]
-    indices = torch.cat(found)
-    return Nearest((queries.double() - references[indices].double()).norm(dim=1), indices)
+    best = torch.full((len(queries),), math.inf, dtype=_points(queries[:1]).dtype)
+    indices = torch.zeros(len(queries), dtype=torch.int64)
+    for first, part in zip(range(0, len(references), REFERENCES), references.split(REFERENCES), strict=True):
+        points = _points(part)
+        square_norms = points.square().sum(dim=1)
+        for rows in torch.arange(len(queries)).split(CHUNK):
+            found = torch.addmm(square_norms, _points(queries[rows]), points.T, alpha=-2).min(dim=1)
+            closer = found.values < best[rows]
+            best[rows] = torch.where(closer, found.values, best[rows])
+            indices[rows] = torch.where(closer, first + found.indices, indices[rows])
+    distances = [
+        (_points(queries[rows]).double() - _points(references[indices[rows]]).double()).norm(dim=1)
+        for rows in torch.arange(len(queries)).split(CHUNK)
+    ]
+    return Nearest(torch.cat(distances), indices)
+
+
+def _points(images: Tensor) -> Tensor:
+    """Returns features as they are, and uint8 images as float32 [N, C·H·W] in [0, 1]."""
+    return images.flatten(1).float() / 255 if images.dtype == torch.uint8 else images
 
 
 def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:

@@ -182,7 +182,7 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         axes.set(xscale="log", yscale="log", xlabel=label)
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
-    figure.axes[0].set_ylabel("Fréchet distance / that of real digits")
+    figure.axes[0].set_ylabel("Fréchet distance / that of real images")
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure
 
@@ -200,7 +200,7 @@ def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         steps = row["sampler_steps"]
         lines.setdefault(f"{row['guidance']}, {row['sampler']}, {steps} steps{interval}", []).append(row)
     shown = {
-        "quality/fd_test_ratio": "Fréchet distance / that of real digits",
+        "quality/fd_test_ratio": "Fréchet distance / that of real images",
         "quality/as_asked": "share classified as asked",
     }
     for axes, (key, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):

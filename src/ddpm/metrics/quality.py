@@ -154,11 +154,6 @@ def _by_digest(images: Tensor) -> Tensor:
     return torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
 
 
-def _pixels(images: Tensor) -> Tensor:
-    """Returns the pixels of uint8 images as float32 [N, C·H·W] in [0, 1]."""
-    return images.flatten(1).float() / 255
-
-
 def _real_image_set(features: Features, images: Tensor, cache_dir: Path | None) -> ImageSet:
     # The features of a few of the images tell one network from another: its code and its weights.
     probe = digest(features_of(features, images[:NUM_PROBES]).features)
@@ -177,7 +172,7 @@ def _image_set(images: Tensor, found: Found) -> ImageSet:
 
 def _nearest(images: ImageSet, train: ImageSet) -> dict[str, Nearest]:
     """Returns the nearest training image of each image, by space."""
-    of_space = (_pixels(images.images), _pixels(train.images)), (images.features, train.features)
+    of_space = (images.images, train.images), (images.features, train.features)
     return {space: nearest(*points) for space, points in zip(SPACES, of_space, strict=True)}
 
 

@@ -16,7 +16,7 @@ from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.config import build, conf_dir, option_name, user_path
-from ddpm.data import MNIST, ImageData, MNISTMini, pictures, to_model_range
+from ddpm.data import MNIST, FashionMNIST, ImageData, MNISTMini, pictures, to_model_range
 from ddpm.diffusion import ClassifierFree, Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.metrics import plots
@@ -91,6 +91,10 @@ def _shown(value: Estimate) -> str:
     return "–" if math.isnan(value.mean) else f"{value.mean:.4g} ± {value.se:.2g}"
 
 
+FEATURES = {MNIST: "digits", MNISTMini: "digits", FashionMNIST: "fashion"}
+"""the option of `features` for a data set, if the config names none"""
+
+
 def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
     """Returns the features in which samples of a model of `data` are judged; None if none are asked for or known.
 
@@ -102,8 +106,8 @@ def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
     if cfg.samples is None and cfg.num_samples < MIN_IMAGES:
         raise UserError(f"num_samples={cfg.num_samples}: at least {MIN_IMAGES}, or 0 to leave sample quality out.")
     node = cfg.features
-    if node is None and type(data) in (MNIST, MNISTMini):  # not FashionMNIST, a subclass of MNIST
-        node = OmegaConf.load(conf_dir() / "features" / "digits.yaml")
+    if node is None and type(data) in FEATURES:
+        node = OmegaConf.load(conf_dir() / "features" / f"{FEATURES[type(data)]}.yaml")
     if node is None:
         display.console.print("Sample quality is left out: no features are known for these data; set features=NAME.")
         return None
@@ -191,7 +195,7 @@ def judge(
     train, test = (data.split(name).images for name in ("train", "test"))
     if drawn.labels is not None:
         measures = [*measures, AsAsked()]
-    cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_digits"
+    cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_images"
     with display.console.status("sample quality") as status:
 
         def show(stage: str) -> None:
@@ -201,4 +205,7 @@ def judge(
             quality = sample_quality(drawn.samples, train, test, features, measures, cache, show, drawn.labels)
         except ValueError as error:
             raise UserError(str(error)) from error
+    left_out = [measure.caption for measure in measures if measure.name not in quality.measures]
+    if left_out:
+        display.console.print(f"Left out, because these features do not classify: {', '.join(left_out)}.")
     return SampleQuality(drawn.samples, train, quality, drawn.origin)
