@@ -29,7 +29,7 @@ figure > canvas { border: 0; border-radius: 0; }
 
 
 def record(page: Path) -> list[Image.Image]:
-    """Returns the page at FRAMES timesteps, from the noise to the image, closer together near the image."""
+    """Return the page at FRAMES timesteps, from the noise to the image, closer together near the image."""
     browsers = ("chromium", "chromium-browser", "google-chrome")
     executable = next(filter(None, map(shutil.which, browsers)), None)
     frames = []

@@ -32,7 +32,7 @@ x0 = held_out[4:5]  # the digit that this chapter follows, [1, 1, 14, 14]
 
 
 def show(name: str) -> None:
-    """Shows the current figure; where there is no screen, writes it to a file."""
+    """Show the current figure; where there is no screen, write it to a file."""
     if plt.get_backend().lower() == "agg":
         folder = Path("outputs/chapter")
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def show(name: str) -> None:
 
 
 def show_images(name: str, rows: dict[str, list[torch.Tensor]], titles: list[str] | None = None) -> None:
-    """Shows rows of images [1, 14, 14], each row with its caption."""
+    """Show rows of images [1, 14, 14], each row with its caption."""
     columns = max(len(row) for row in rows.values())
     _, axes = plt.subplots(len(rows), columns, figsize=(0.9 * columns + 1, 1.05 * len(rows)), squeeze=False)
     for axis in axes.flat:

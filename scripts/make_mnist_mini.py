@@ -12,7 +12,7 @@ IMAGES_PER_DIGIT = {"train": 1000, "t10k": 200}
 
 
 def first_of_each_digit(labels: Tensor, count: int) -> Tensor:
-    """Returns the indices of the first `count` images of each digit, ascending."""
+    """Return the indices of the first `count` images of each digit, ascending."""
     of_digit = [(labels == digit).nonzero()[:count, 0] for digit in range(10)]
     return torch.cat(of_digit).sort().values
 

@@ -53,7 +53,7 @@ SETS = {"digits": (MNIST, DIGITS, WEIGHTS), "fashion": (FashionMNIST, FASHION, F
 
 
 def distorted(images: Tensor, recipe: dict[str, Any], random: torch.Generator) -> Tensor:
-    """Returns images [B, 1, H, W] in [-1, 1] with a small random rotation, shift, scale and shear each.
+    """Return images [B, 1, H, W] in [-1, 1] with a small random rotation, shift, scale and shear each.
 
     If the recipe has `flip`, this share of the images is mirrored left to right.
     """

@@ -47,7 +47,7 @@ class RecordedChain:
 def run_chains(
     x0: Tensor, diffusion: GaussianDiffusion, network: Network | None, seed: int
 ) -> dict[str, RecordedChain]:
-    """Runs the forward chain from x0 [1, C, H, W], the reverse chain of the oracle, and the learned reverse chain.
+    """Run the forward chain from x0 [1, C, H, W], the reverse chain of the oracle, and the learned reverse chain.
 
     Both reverse chains start from the same x_T and use the same noise, so that only the prediction differs. The learned
     chain needs `network`.
@@ -66,12 +66,12 @@ def run_chains(
 
 
 def evenly(num_steps: int, number: int) -> list[int]:
-    """Returns evenly spaced timesteps from 0 to T-1, ascending."""
+    """Return evenly spaced timesteps from 0 to T-1, ascending."""
     return sorted(set(torch.linspace(0, num_steps - 1, number).round().long().tolist()))
 
 
 def run_forward(x0: Tensor, diffusion: GaussianDiffusion, randn_like: RandnLike, chain: RecordedChain) -> Tensor:
-    """Returns x_T of the forward chain, q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, equation 2)."""
+    """Return x_T of the forward chain, q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, equation 2)."""
     x_t = x0
     chain.record(X0, x_t)
     for t, beta in enumerate(diffusion.betas.tolist()):
@@ -88,7 +88,7 @@ def run_reverse(
     chain: RecordedChain,
     predicted: RecordedChain | None = None,
 ) -> None:
-    """Runs the reverse chain from x_T; `predicted` records the predicted x_0 of each step."""
+    """Run the reverse chain from x_T; `predicted` records the predicted x_0 of each step."""
     chain.record(diffusion.num_steps - 1, x_T)
     steps = Ancestral().iterate(network, diffusion, x_T, ImageNoise(Stream.SAMPLING, seed, 2, indices=[0]))
     for step in track(steps, "reverse chain", diffusion.num_steps, console=display.console, transient=True):

@@ -50,7 +50,7 @@ STYLES = {
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes the chains as a picture and an animation, and their RMSE to x_0 over the timesteps.
+    """Write the chains as a picture and an animation, and their RMSE to x_0 over the timesteps.
 
     Raises:
         UserError: checkpoint, data or image do not exist, or both a schedule and a checkpoint are given.
@@ -106,7 +106,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """Returns what `run` would do."""
+    """Return what `run` would do."""
     check(cfg)
     if cfg.ckpt is None:
         build_diffusion(cfg)
@@ -118,7 +118,7 @@ def plan(cfg: DictConfig) -> Plan:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises a UserError for several processes, and for a schedule beside a checkpoint, which has its own."""
+    """Raise a UserError for several processes, and for a schedule beside a checkpoint, which has its own."""
     if number_of_processes(cfg.trainer) > 1:
         raise UserError("denoise works on one image on one device: set trainer.devices=1 and trainer.num_nodes=1.")
     if cfg.ckpt is not None and "schedule" in named_groups():
@@ -126,7 +126,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def named_groups() -> set[str]:
-    """Returns the first parts of the keys that the user set."""
+    """Return the first parts of the keys that the user set."""
     return {key.split(".")[0] for key in identity_overrides(task_overrides())}
 
 
@@ -135,12 +135,12 @@ def build_diffusion(cfg: DictConfig) -> GaussianDiffusion:
 
 
 def directory_of(cfg: DictConfig) -> Path:
-    """Returns the results directory for a run without a checkpoint."""
+    """Return the results directory for a run without a checkpoint."""
     return run_directory("denoise", cfg.paths.outputs, overrides_with_effect("denoise"), not_identity=cfg.not_identity)
 
 
 def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, int]:
-    """Returns the data set, image `image_index` of its test set, [1, C, H, W] in [-1, 1], and the image's label.
+    """Return the data set, image `image_index` of its test set, [1, C, H, W] in [-1, 1], and the image's label.
 
     The default data set is that of the model, if there is a model.
     """
@@ -160,13 +160,13 @@ def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, 
 
 
 def signal(diffusion: GaussianDiffusion, t: int) -> str:
-    """Returns ᾱ_t with two significant digits, or with four decimals near 1."""
+    """Return ᾱ_t with two significant digits, or with four decimals near 1."""
     alpha_bar = diffusion.alpha_bars[t].item()
     return f"{alpha_bar:.4f}" if alpha_bar > 0.99 else f"{alpha_bar:.2g}"
 
 
 def draw(directory: Path, chains: dict[str, RecordedChain], diffusion: GaussianDiffusion) -> None:
-    """Writes denoise.png, denoise.gif and error.png."""
+    """Write denoise.png, denoise.gif and error.png."""
     shown = [X0, *evenly(diffusion.num_steps, NUM_SHOWN)]
     rows = {STYLES[name].row: [chain.images.get(t) for t in shown] for name, chain in chains.items()}
     titles = ["$x_0$"] + [f"t = {t}\n$\\bar\\alpha_t$ = {signal(diffusion, t)}" for t in shown[1:]]
@@ -187,14 +187,14 @@ def draw(directory: Path, chains: dict[str, RecordedChain], diffusion: GaussianD
 
 
 def write_errors(path: Path, chains: dict[str, RecordedChain]) -> None:
-    """Writes the RMSE to x_0 of each chain; t = -1 is the image itself, where the predicted x_0 has no value."""
+    """Write the RMSE to x_0 of each chain; t = -1 is the image itself, where the predicted x_0 has no value."""
     rows = zip(*(chain.rmse for chain in chains.values()), strict=True)
     cells = ([t, *(None if math.isnan(error) else error for error in row)] for t, row in enumerate(rows, start=X0))
     write_csv(path, ["t", *chains], cells)
 
 
 def final_errors(chains: dict[str, RecordedChain]) -> dict[str, float]:
-    """Returns the RMSE to x_0 at the end of each chain: x_T of the forward chain, the image of a reverse chain."""
+    """Return the RMSE to x_0 at the end of each chain: x_T of the forward chain, the image of a reverse chain."""
     ends = {"forward": len(chains["forward"].rmse) - 2, "oracle": X0, "learned": X0, "predicted_x0": 0}
     return {f"rmse/{name}": chain.rmse_at(ends[name]) for name, chain in chains.items()}
 

@@ -41,7 +41,7 @@ def write_page(
     device: torch.device,
     is_conditional: bool = False,
 ) -> None:
-    """Writes the page for test image `image_index` and the next ones with other labels.
+    """Write the page for test image `image_index` and the next ones with other labels.
 
     The first image's chains are those of the pictures of `ddpm denoise`. The page stays below 3 MB: if it would
     not, it has fewer images, then fewer timesteps.
@@ -68,7 +68,7 @@ def write_page(
 
 
 def planned_size(num_steps: int, pixels: int) -> tuple[int, int]:
-    """Returns the numbers of images and of timesteps that keep the recording below MAX_VALUES."""
+    """Return the numbers of images and of timesteps that keep the recording below MAX_VALUES."""
 
     def values(num_images: int) -> int:
         return pixels * (4 + 2 * num_images)  # of one timestep: four layers of noise, two of each image
@@ -78,7 +78,7 @@ def planned_size(num_steps: int, pixels: int) -> tuple[int, int]:
 
 
 def pick_images(labels: Tensor, first: int, number: int) -> list[int]:
-    """Returns the indices of image `first` and of the images after it, those with new labels before the others."""
+    """Return the indices of image `first` and of the images after it, those with new labels before the others."""
     following = [(first + i) % len(labels) for i in range(len(labels))]
     by_label: dict[int, int] = {}
     for index in following:
@@ -95,14 +95,14 @@ class Layer:
         self.units = torch.zeros(num_timesteps)
 
     def put(self, row: int | None, picture: Tensor, unit: float) -> None:
-        """Records a picture; None is a timestep that is not recorded."""
+        """Record a picture; None is a timestep that is not recorded."""
         if row is None:
             return
         self.rows[row] = (picture.flatten() / unit).round().clamp(-127, 127).to(torch.int8)
         self.units[row] = unit
 
     def content(self, rows: list[int]) -> dict[str, Any]:
-        """Returns the units and the rows, each as its difference to the row before, which compresses well."""
+        """Return the units and the rows, each as its difference to the row before, which compresses well."""
         kept = self.rows[rows]
         kept[1:] -= kept[:-1].clone()  # modulo 256; the browser adds the same way
         packed = zlib.compress(kept.numpy().tobytes(), level=9)
@@ -155,7 +155,7 @@ class Recording:
             yield t, x_t, self.known
 
     def _record_known(self, name: str, chain: "Chain") -> Tensor:
-        """Records a chain of `self.known` and returns its last images."""
+        """Record a chain of `self.known` and return its last images."""
         layer = self.noise[name] = self._layer()
         for t, x_t, _ in chain:
             self._see(name, t, x_t[1:])
@@ -209,7 +209,7 @@ class Recording:
         return self._sigma(t) * NOISE_UNIT
 
     def content(self, captions: Sequence[str], num_timesteps: int) -> dict[str, Any]:
-        """Returns what the page shows, as plain data: the first images, one for each caption, at fewer timesteps."""
+        """Return what the page shows, as plain data: the first images, one for each caption, at fewer timesteps."""
         rows = evenly(len(self.timesteps), num_timesteps)
         t = torch.tensor(self.timesteps)[rows]
         alpha_bars = self.diffusion.alpha_bars[t]
@@ -248,7 +248,7 @@ Chain = Iterator[tuple[int, Tensor, Tensor]]
 
 
 def reverse(x_T: Tensor, diffusion: GaussianDiffusion, network: Network, randn_like: RandnLike) -> Chain:
-    """Yields each timestep of the reverse chain from x_T, with the predicted x_0; the image after t = 0 is left out."""
+    """Yield each timestep of the reverse chain from x_T, with the predicted x_0; the image after t = 0 is left out."""
     x_t = x_T
     for step in Ancestral().iterate(network, diffusion, x_T, randn_like):
         yield step.t, x_t, step.x0
@@ -256,18 +256,18 @@ def reverse(x_T: Tensor, diffusion: GaussianDiffusion, network: Network, randn_l
 
 
 def shared_noise(seed: int, key: int) -> RandnLike:
-    """Returns a `randn_like` that gives all images of a batch the same noise."""
+    """Return a `randn_like` that gives all images of a batch the same noise."""
     noise = ImageNoise(Stream.SAMPLING, seed, key, indices=[0])
     return lambda like: noise(like[:1]).expand_as(like)
 
 
 def numbers(values: Tensor) -> list[float | None]:
-    """Returns the values with four significant digits; None where they are not finite, as JSON has no NaN."""
+    """Return the values with four significant digits; None where they are not finite, as JSON has no NaN."""
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def render(title: str, content: dict[str, Any]) -> str:
-    """Returns the HTML page."""
+    """Return the HTML page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     template = environment.from_string(

@@ -37,7 +37,7 @@ console = PlainConsole(highlight=False, markup=False, emoji=False, soft_wrap=Tru
 
 
 def table(title: str, *columns: str) -> Table:
-    """Returns an empty table whose first column is text and whose other columns are numbers."""
+    """Return an empty table whose first column is text and whose other columns are numbers."""
     empty = Table(*columns, title=title, title_justify="left")
     for column in empty.columns[1:]:
         column.justify = "right"
@@ -45,7 +45,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
-    """Prints one number a row, with four significant digits. None stands for NaN and is printed as a dash."""
+    """Print one number a row, with four significant digits. None stands for NaN and is printed as a dash."""
     shown = table(title, "metric", "value")
     for name, value in metrics.items():
         shown.add_row(name, "–" if value is None else f"{value:.4g}")
@@ -53,7 +53,7 @@ def metrics_table(title: str, metrics: Mapping[str, float | None]) -> None:
 
 
 def plans(jobs: Iterable[tuple[str, Plan]]) -> None:
-    """Prints what each named job would do, and in which directory."""
+    """Print what each named job would do, and in which directory."""
     shown = Table("job", "would", title="Dry run: nothing is started", title_justify="left")
     shown.add_column("in", overflow="fold")
     for name, plan in jobs:
@@ -62,7 +62,7 @@ def plans(jobs: Iterable[tuple[str, Plan]]) -> None:
 
 
 def results(directory: Path, files: Sequence[str], next_commands: Sequence[str]) -> None:
-    """Prints the results directory, its files, and the commands to run next.
+    """Print the results directory, its files, and the commands to run next.
 
     A command of ddpm gets the `--config-dir` of this one, without which it would not find the user's own YAMLs.
     """
@@ -77,7 +77,7 @@ def results(directory: Path, files: Sequence[str], next_commands: Sequence[str])
 
 
 def own_config_dir() -> str:
-    """Returns the flag ` --config-dir DIR` as this command got it, for a shell; empty if it got none."""
+    """Return the flag ` --config-dir DIR` as this command got it, for a shell; empty if it got none."""
     if not HydraConfig.initialized():
         return ""
     sources = HydraConfig.get().runtime.config_sources

@@ -25,7 +25,7 @@ class Chain(NamedTuple):
     """of the input images, int64 [N]"""
 
     def of(self, images: Tensor) -> tuple[Network, GaussianDiffusion, Sampler]:
-        """Returns network(x_t, t), diffusion and sampler for a batch.
+        """Return network(x_t, t), diffusion and sampler for a batch.
 
         Args:
             images: for each row of the batch, the index of the input image whose label it has, int64 [B].
@@ -49,7 +49,7 @@ class EditResult(NamedTuple):
     after: Columns
 
     def groups(self) -> list[tuple[Sequence[str], Tensor]]:
-        """Returns groups of columns from left to right: titles, and images [R, columns, C, H, W]."""
+        """Return groups of columns from left to right: titles, and images [R, columns, C, H, W]."""
         before, after = (
             [(list(columns), torch.stack(list(columns.values()), dim=1))] if columns else []
             for columns in (self.before, self.after)
@@ -62,7 +62,7 @@ class Mode(ABC):
 
     @abstractmethod
     def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
-        """Returns the network evaluations for `num_samples` images a row; a batch of B images counts B.
+        """Return the network evaluations for `num_samples` images a row; a batch of B images counts B.
 
         Raises:
             ValueError: settings that do not fit together.
@@ -70,10 +70,10 @@ class Mode(ABC):
 
     @abstractmethod
     def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:
-        """Returns the edits of `images` [N, C, H, W] in [-1, 1]. The noise of result n is that of (seed, n)."""
+        """Return the edits of `images` [N, C, H, W] in [-1, 1]. The noise of result n is that of (seed, n)."""
 
     def captions(self, indices: Sequence[int]) -> list[str]:
-        """Returns the captions of the rows; `indices` are those of the images in the test set."""
+        """Return the captions of the rows; `indices` are those of the images in the test set."""
         return [f"image {index}" for index in indices]
 
 
@@ -158,12 +158,12 @@ class SDEdit(Mode):
 
 
 def _rows(images: Tensor, num_samples: int) -> Tensor:
-    """Returns the index of the image that each result is made from, int64 [N · num_samples]."""
+    """Return the index of the image that each result is made from, int64 [N · num_samples]."""
     return torch.arange(len(images), device=images.device).repeat_interleave(num_samples)
 
 
 def _numbered(before: Columns, made: Tensor) -> EditResult:
-    """Returns the result with numbered columns; `made` is row by row, [R · num_samples, C, H, W]."""
+    """Return the result with numbered columns; `made` is row by row, [R · num_samples, C, H, W]."""
     rows = len(next(iter(before.values())))
     made = made.unflatten(0, (rows, -1))
     return EditResult(before, made, [str(i + 1) for i in range(made.shape[1])], {})

@@ -23,12 +23,12 @@ class Evaluations(Progress):
         super().__init__(*columns, console=display.console)
 
     def part(self, name: str, total: int) -> Callable[[int], None]:
-        """Adds a bar that ends at `total`; returns the function that advances it by a number of evaluations."""
+        """Add a bar that ends at `total`; returns the function that advances it by a number of evaluations."""
         task = self.add_task(name, total=total)
         return lambda done: self.advance(task, done * self.processes)
 
     def count(self, network: Network, name: str, total: int) -> Network:
-        """Returns `network` wrapped, so that its evaluations advance a new bar towards `total`."""
+        """Return `network` wrapped, so that its evaluations advance a new bar towards `total`."""
         advance = self.part(name, total)
 
         def counted(x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:

@@ -31,12 +31,12 @@ class Job(NamedTuple):
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """Returns what `run` would do."""
+    """Return what `run` would do."""
     return Plan(prepare(cfg).to, "export the model")
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes the folder `to`.
+    """Write the folder `to`.
 
     Raises:
         UserError: the checkpoint does not exist or cannot be trusted, or the folder is there already.
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def prepare(cfg: DictConfig) -> Job:
-    """Returns the checked parts of the command.
+    """Return the checked parts of the command.
 
     Raises:
         UserError: see `run`, or the weights do not fit into `dtype`.
@@ -85,7 +85,7 @@ def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parts of a config that describe a model and its training, without the folders of this machine."""
+    """Return the parts of a config that describe a model and its training, without the folders of this machine."""
     kept = {name: config[name] for name in (*PARTS, "trainer") if name in config}
     data, paths = kept.get("data"), config.get("paths")
     if isinstance(data, dict) and isinstance(data.get("root"), str):

@@ -26,7 +26,7 @@ MAX_TEXT = 200
 def model_card(
     model: DDPM, step: int, checkpoint: Path, name: str, outputs: Path, license: str | None, dtype: str | None
 ) -> str:
-    """Returns the card, Markdown with the header that the Hugging Face Hub reads.
+    """Return the card, Markdown with the header that the Hugging Face Hub reads.
 
     Args:
         step: optimizer steps of the checkpoint.
@@ -86,12 +86,12 @@ def model_card(
 
 
 def _line(text: object) -> str:
-    """Returns a text in one short line without Markdown's signs. Names may come from a stranger."""
+    """Return a text in one short line without Markdown's signs. Names may come from a stranger."""
     return _code("".join(" " if c in "`<>[]|*\\" else c for c in str(text)))
 
 
 def _code(text: str) -> str:
-    """Returns a text in one short line."""
+    """Return a text in one short line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_TEXT]
 
 
@@ -105,7 +105,7 @@ def _recipe(config: Mapping[str, Any]) -> list[str]:
 
 
 def newest_evaluation(outputs: Path, checkpoint: Path, step: int) -> dict[str, Any]:
-    """Returns the metrics.json of the newest evaluation of this checkpoint at this step, empty if there is none."""
+    """Return the metrics.json of the newest evaluation of this checkpoint at this step, empty if there is none."""
     files = sorted((outputs / "evaluate").rglob("metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files:
         metrics = read_json(path)

@@ -10,7 +10,7 @@ from ddpm.runs.files import make_folder
 
 
 def make_results_folder(directory: Path, device: torch.device, checkpoint: Path | None) -> None:
-    """Makes the folder, with a provenance.json that names the device and the checkpoint.
+    """Make the folder, with a provenance.json that names the device and the checkpoint.
 
     Raises:
         UserError: the folder cannot be made.

@@ -50,7 +50,7 @@ class SampleResult(NamedTuple):
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes `num_samples` images, or `num_samples` in each row of a mode, as one picture and as an array.
+    """Write `num_samples` images, or `num_samples` in each row of a mode, as one picture and as an array.
 
     Raises:
         UserError: checkpoint, data or image do not exist, or sampler or mode do not fit the checkpoint.
@@ -82,14 +82,14 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """Returns what `run` would do."""
+    """Return what `run` would do."""
     checkpoint, model = from_checkpoint.read(cfg)
     prepare(cfg, checkpoint, model)
     return Plan(from_checkpoint.results_directory(cfg, checkpoint), "draw images")
 
 
 def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
-    """Returns the checked parts of the command, and gives the model the variance of `cfg`.
+    """Return the checked parts of the command, and give the model the variance of `cfg`.
 
     Raises:
         UserError: see `run`.
@@ -119,14 +119,14 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
 
 
 def asked_labels(cfg: DictConfig, model: DDPM) -> list[int] | None:
-    """Returns the classes that `cfg.labels` names."""
+    """Return the classes that `cfg.labels` names."""
     if cfg.labels == "all":
         return list(range(model.num_classes or 1))
     return [cfg.labels] if isinstance(cfg.labels, int) else None if cfg.labels is None else list(cfg.labels)
 
 
 def draw(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
-    """Returns images drawn from noise."""
+    """Return images drawn from noise."""
     with Evaluations(loaded.fabric.world_size) as progress:
         advance = progress.part(f"sampling, {job.steps} steps", job.evaluations)
         images = from_checkpoint.sample(cfg, loaded, job.sampler, advance, job.labels, job.guidance)
@@ -136,7 +136,7 @@ def draw(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
 
 
 def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
-    """Returns images that the mode makes from images of the test set."""
+    """Return images that the mode makes from images of the test set."""
     assert job.mode is not None
     assert job.inputs is not None
 
@@ -159,7 +159,7 @@ def edit(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:
 
 
 def pick_images(cfg: DictConfig, model: DDPM) -> tuple[Tensor, list[int] | None]:
-    """Returns the images of the test set that `cfg.images` names, [N, C, H, W] in [-1, 1], and their labels."""
+    """Return the images of the test set that `cfg.images` names, [N, C, H, W] in [-1, 1], and their labels."""
     if not cfg.images:
         raise UserError("images is empty: it must be a list of indices in the test set, as in images=[0,3].")
     data = from_checkpoint.data_of(cfg, model).ready()

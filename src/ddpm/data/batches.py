@@ -21,7 +21,7 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns images [B, C, H, W] and labels [B]. The DataLoader reads whole batches if this method exists."""
+        """Return images [B, C, H, W] and labels [B]. The DataLoader reads whole batches if this method exists."""
         indices = indices.to(self.images.device)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
@@ -74,12 +74,12 @@ class TrainBatches(Sampler[Tensor]):
 
 
 def batches_in_order(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
-    """Returns batches of all images, each once, for evaluation. Rank r of R gets images r, r+R, r+2R …, unpadded."""
+    """Return batches of all images, each once, for evaluation. Rank r of R gets images r, r+R, r+2R …, unpadded."""
     return list(torch.arange(rank, num_images, world_size).split(batch_size // world_size))
 
 
 def batches_done(trainer: L.Trainer) -> int:
-    """Returns the number of batches that the run has trained on, over all epochs and all resumed processes.
+    """Return the number of batches that the run has trained on, over all epochs and all resumed processes.
 
     Lightning's `current_epoch` and `batch_idx` depend on where in the loop a checkpoint was made. This number does not.
     """

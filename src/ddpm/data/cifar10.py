@@ -53,7 +53,7 @@ class CIFAR10(ImageData):
         self.validation_size = validation_size
 
     def prepare_data(self) -> None:
-        """Downloads the files if any is missing.
+        """Download the files if any is missing.
 
         Raises:
             UserError: the download failed.
@@ -87,7 +87,7 @@ class CIFAR10(ImageData):
 
 
 def read_batches(paths: Sequence[Path]) -> Split:
-    """Returns the images and labels of files such as data_batch_1, in order.
+    """Return the images and labels of files such as data_batch_1, in order.
 
     Raises:
         UserError: a file is absent or damaged, or holds something else.

@@ -24,7 +24,7 @@ FREE = 2**26
 
 
 def read_idx(path: Path) -> Tensor:
-    """Returns the uint8 array in an IDX file, gzipped or not.
+    """Return the uint8 array in an IDX file, gzipped or not.
 
     Raises:
         ValueError: the file cannot be read or is damaged, or is not an IDX file of bytes.
@@ -44,7 +44,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def idx_shape(path: Path) -> tuple[int, ...] | None:
-    """Returns the shape in the header of an IDX file of bytes; None for any other file."""
+    """Return the shape in the header of an IDX file of bytes; None for any other file."""
     try:
         with _open(path) as file:
             return _read_header(file)
@@ -53,12 +53,12 @@ def idx_shape(path: Path) -> tuple[int, ...] | None:
 
 
 def largest_size(packed: int) -> int:
-    """Returns the number of bytes that a packed file of `packed` bytes may hold. More would be made to fill memory."""
+    """Return the number of bytes that a packed file of `packed` bytes may hold. More would be made to fill memory."""
     return packed * MAX_COMPRESSION + FREE
 
 
 def write_idx(path: Path, array: Tensor) -> None:
-    """Writes a uint8 array as a gzipped IDX file. Equal arrays give equal bytes."""
+    """Write a uint8 array as a gzipped IDX file. Equal arrays give equal bytes."""
     header = UNSIGNED_BYTES + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
     with (
         path.open("wb") as file,
@@ -68,7 +68,7 @@ def write_idx(path: Path, array: Tensor) -> None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Opens the file, unpacked if it is gzipped, whatever its name."""
+    """Open the file, unpacked if it is gzipped, whatever its name."""
     file = path.open("rb")
     is_gzipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)

@@ -103,7 +103,7 @@ class ImageFolder(ImageData):
         return super().dataset_of(name)
 
     def _from_cache(self, pictures: Sequence[str], others: Sequence[str]) -> dict[str, Split]:
-        """Returns the splits in the memory-mapped file, which is written if there is none of these pictures."""
+        """Return the splits in the memory-mapped file, which is written if there is none of these pictures."""
         assert self.cache is not None
         real, (channels, height, width) = os.path.realpath(self.root), self.image_shape
         settings = (real, self.image_shape, self.validation_fraction, self.test_fraction, self.split_seed)
@@ -154,7 +154,7 @@ class ImageFolder(ImageData):
         }
 
     def _decode(self, pictures: Sequence[str], store: Callable[[Tensor], object]) -> tuple[list[Path], list[str]]:
-        """Gives each picture to `store`. Returns the paths, and the reasons why the others are left out."""
+        """Give each picture to `store`. Returns the paths, and the reasons why the others are left out."""
         kept, reasons = [], []
         paths = [self.root / name for name in pictures]
         for path, image in decode_pictures(self.root, paths, self.image_shape, self._fit):
@@ -166,7 +166,7 @@ class ImageFolder(ImageData):
         return kept, reasons
 
     def _arrange(self, paths: Sequence[Path]) -> Arrangement:
-        """Returns the splits of pictures with these paths."""
+        """Return the splits of pictures with these paths."""
         folders = [path.relative_to(self.root).parts[:-1][:1] for path in paths]
         label = {folder: index for index, folder in enumerate(sorted(set(folders)))}
         test = math.ceil(self.test_fraction * len(paths))
@@ -176,7 +176,7 @@ class ImageFolder(ImageData):
         return Arrangement(order, torch.tensor([label[folder] for folder in folders])[order], sizes)
 
     def _inputs(self, pictures: Sequence[str]) -> str:
-        """Returns a digest of everything that the images depend on, besides the settings in the name of the file."""
+        """Return a digest of everything that the images depend on, besides the settings in the name of the file."""
         digest = hashlib.sha256(f"{READER} {pillow_version}\n".encode())
         folder = os.path.join(self.root, "")
         for name in pictures:
@@ -189,13 +189,13 @@ class ImageFolder(ImageData):
 
 
 def fit(picture: Image.Image, image_shape: tuple[int, int, int]) -> Image.Image:
-    """Returns the largest central part of a picture with the aspect ratio of the shape (C, H, W), scaled to it."""
+    """Return the largest central part of a picture with the aspect ratio of the shape (C, H, W), scaled to it."""
     _, height, width = image_shape
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
 def read_picture(path: Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """Returns one picture as `ImageFolder` reads it, uint8 [C, H, W].
+    """Return one picture as `ImageFolder` reads it, uint8 [C, H, W].
 
     Raises:
         UserError: the picture cannot be read.

@@ -69,12 +69,12 @@ class IDXImages(ImageData):
         }
 
     def _validation_last(self, labels: Tensor) -> Tensor:
-        """Returns all indices, those of the validation images last."""
+        """Return all indices, those of the validation images last."""
         return torch.arange(len(labels))
 
 
 def find_files(folder: Path) -> dict[str, Path]:
-    """Returns the files of MNIST in a folder and its subfolders, by the names in `FILES`; for `raw` in its parent too.
+    """Return the files of MNIST in a folder and its subfolders, by the names in `FILES`; for `raw` in its parent too.
 
     A file with another name counts if "train", "t10k" or "test" is in its name, and if its header says that it holds
     images (three dimensions) or labels (one). Browsers and Kaggle rename the files: train-images.idx3-ubyte,
@@ -98,7 +98,7 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 
 def read_split(files: Mapping[str, Path], part: str, folder: Path) -> Split:
-    """Returns the images and the labels of a part of MNIST.
+    """Return the images and the labels of a part of MNIST.
 
     Args:
         files: see `find_files`.
@@ -143,7 +143,7 @@ class MNIST(IDXImages):
         )
 
     def prepare_data(self) -> None:
-        """Downloads the files if any is missing.
+        """Download the files if any is missing.
 
         Raises:
             UserError: the download failed.
@@ -168,7 +168,7 @@ class MNIST(IDXImages):
 
 @contextmanager
 def downloads(problem: str, remedy: str) -> Iterator[None]:
-    """Limits the time that a download in the block waits for the network.
+    """Limit the time that a download in the block waits for the network.
 
     Raises:
         UserError: the download failed; the message consists of the problem, the reason and the remedy.

@@ -50,11 +50,11 @@ class OpenFile:
         return os.fstat(self.descriptor).st_size
 
     def is_at(self, path: Path) -> bool:
-        """Returns whether the file still has this path."""
+        """Return whether the file still has this path."""
         return os.path.samestat(os.fstat(self.descriptor), path.stat())
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fills the buffer with the bytes from `offset` on.
+        """Fill the buffer with the bytes from `offset` on.
 
         Raises:
             OSError: the file cannot be read, or ends before.
@@ -83,7 +83,7 @@ class ImageRows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns images [B, C, H, W] and labels [B]. The DataLoader reads whole batches if this method exists."""
+        """Return images [B, C, H, W] and labels [B]. The DataLoader reads whole batches if this method exists."""
         size = size_of(self.shape)
         images = np.empty((len(indices), size), dtype=np.uint8)
         for row, index in zip(images, indices.tolist(), strict=True):
@@ -91,7 +91,7 @@ class ImageRows(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(images).view(-1, *self.shape), self.labels[indices]
 
     def part(self, first: int, count: int) -> "ImageRows":
-        """Returns `count` images from the one with index `first` on."""
+        """Return `count` images from the one with index `first` on."""
         return replace(self, start=self.start + first * size_of(self.shape), labels=self.labels[first : first + count])
 
 
@@ -118,12 +118,12 @@ class Decoded(NamedTuple):
 
 
 def size_of(shape: Shape) -> int:
-    """Returns the bytes of an image."""
+    """Return the bytes of an image."""
     return shape[0] * shape[1] * shape[2]
 
 
 def open_or_write(path: Path, inputs: str, at_most: int, shape: Shape, decode: Callable[[IO[bytes]], Decoded]) -> Cache:
-    """Returns the pictures in the file `path`. A file that is absent, damaged or has other `inputs` is written first.
+    """Return the pictures in the file `path`. A file that is absent, damaged or has other `inputs` is written first.
 
     The file appears complete or not at all. Of several processes one writes it, and the others wait.
 
@@ -153,7 +153,7 @@ def open_or_write(path: Path, inputs: str, at_most: int, shape: Shape, decode: C
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock, and removes what processes left that were killed. Where files cannot be locked, does nothing."""
+    """Hold a lock, and remove what processes left that were killed. Where files cannot be locked, do nothing."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
         try:
@@ -176,7 +176,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yields a new file beside `path`, which gets this path after the block."""
+    """Yield a new file beside `path`, which gets this path after the block."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with beside.open("xb") as file:
@@ -187,7 +187,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _write(file: IO[bytes], inputs: str, shape: Shape, decode: Callable[[IO[bytes]], Decoded], folder: Path) -> None:
-    """Writes the pictures in their wanted order, by way of a second temporary file."""
+    """Write the pictures in their wanted order, by way of a second temporary file."""
     unordered = folder / f"{file.name}.unordered.tmp"
     try:
         with unordered.open("xb") as appended:
@@ -223,7 +223,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _header(checksums: int, num_images: int, shape: Shape, metadata: dict[str, Any]) -> bytes:
-    """Returns the beginning of a safetensors file. Only with the file's own writer must all tensors be in memory."""
+    """Return the beginning of a safetensors file. Only with the file's own writer must all tensors be in memory."""
     header: dict[str, Any] = {"__metadata__": {key: json.dumps(value) for key, value in metadata.items()}}
     end = 0
     for name, dtype, sizes, nbytes in (
@@ -239,7 +239,7 @@ def _header(checksums: int, num_images: int, shape: Shape, metadata: dict[str, A
 
 
 def _read(path: Path, inputs: str, shape: Shape) -> Cache | None:
-    """Returns the pictures in a file; None if it is absent or damaged, or has other inputs."""
+    """Return the pictures in a file; None if it is absent or damaged, or has other inputs."""
     try:
         file = OpenFile(path)
         with safe_open(path, framework="pt") as tensors:
@@ -257,7 +257,7 @@ def _read(path: Path, inputs: str, shape: Shape) -> Cache | None:
 
 
 def _checksums(file: OpenFile, start: int) -> list[int]:
-    """Returns the checksum of each part of the file from `start` on."""
+    """Return the checksum of each part of the file from `start` on."""
 
     def checksum(first: int) -> int:
         buffer = memoryview(bytearray(min(PART, file.size - first)))

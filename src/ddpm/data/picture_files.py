@@ -47,7 +47,7 @@ Fit = Callable[[Image.Image], Image.Image]
 
 
 def read_pictures(root: Path, shape: tuple[int, int, int], fit: Fit = lambda picture: picture) -> Pictures:
-    """Returns all pictures at any depth below `root`. Prints a line if any are left out.
+    """Return all pictures at any depth below `root`. Prints a line if any are left out.
 
     Pictures that are damaged, have another size, or have more pixels than Pillow's limit, are left out and counted.
 
@@ -76,7 +76,7 @@ def read_pictures(root: Path, shape: tuple[int, int, int], fit: Fit = lambda pic
 
 
 def check_any(root: Path, paths: Sequence[str | Path], note: str) -> None:
-    """Raises a ValueError if no picture of a folder can be read. `note` says what was left out."""
+    """Raise a ValueError if no picture of a folder can be read. `note` says what was left out."""
     if not paths:
         raise ValueError(f"there is no picture in {root} that can be read. {note}".rstrip())
 
@@ -84,7 +84,7 @@ def check_any(root: Path, paths: Sequence[str | Path], note: str) -> None:
 def decode_pictures(
     root: Path, pictures: Sequence[Path], shape: tuple[int, int, int], fit: Fit
 ) -> Iterator[tuple[Path, Tensor | str]]:
-    """Yields each path with its picture, uint8 [C, H, W], or with the reason why the picture is left out.
+    """Yield each path with its picture, uint8 [C, H, W], or with the reason why the picture is left out.
 
     Shows a progress bar if there are many. A few pictures at a time are in memory.
     """
@@ -106,14 +106,14 @@ def decode_pictures(
 
 @contextmanager
 def progress(caption: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar of this many pictures, if they are many; yields a function that counts finished ones."""
+    """Show a progress bar of this many pictures, if they are many; yields a function that counts finished ones."""
     with Progress(console=Console(stderr=True), transient=True, disable=total < LONG) as shown:
         task = shown.add_task(caption, total=total)
         yield lambda count: shown.advance(task, count)
 
 
 def to_tensor(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
-    """Returns a picture of 8 bits per channel as uint8 [C, H, W].
+    """Return a picture of 8 bits per channel as uint8 [C, H, W].
 
     Raises:
         ValueError: the picture has another size.
@@ -125,7 +125,7 @@ def to_tensor(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
 
 
 def note_of_left_out(others: Iterable[str | Path], reasons: Sequence[str]) -> str:
-    """Returns what was left out, in one line; empty if nothing was."""
+    """Return what was left out, in one line; empty if nothing was."""
     endings = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in others)
     parts = [f"{count} {ending}" for ending, count in sorted(endings.items())]
     if reasons:
@@ -135,7 +135,7 @@ def note_of_left_out(others: Iterable[str | Path], reasons: Sequence[str]) -> st
 
 
 def find_pictures(root: Path, others: list[Path] | None = None) -> list[Path]:
-    """Returns the picture files at any depth below `root`, sorted.
+    """Return the picture files at any depth below `root`, sorted.
 
     Each real file counts once, whatever links lead to it. Hidden files and folders, pipes and devices are skipped.
 
@@ -149,7 +149,7 @@ def find_pictures(root: Path, others: list[Path] | None = None) -> list[Path]:
 
 
 def picture_names(root: Path, skip: Path | None = None) -> tuple[list[str], list[str]]:
-    """Returns the files of `find_pictures` and the other files, relative to `root`. `skip` is a folder to leave out.
+    """Return the files of `find_pictures` and the other files, relative to `root`. `skip` is a folder to leave out.
 
     The names are texts, because paths as objects take longer than all else for many files.
     """
@@ -165,7 +165,7 @@ def picture_names(root: Path, skip: Path | None = None) -> tuple[list[str], list
 
 
 def _files_below(folder: str, prefix: str, entered: set[str]) -> Iterator[tuple[str, str]]:
-    """Yields the path of each file, after `prefix`, and its real path."""
+    """Yield the path of each file, after `prefix`, and its real path."""
     real_folder = os.path.realpath(folder)
     if real_folder in entered:  # a link to a folder that was entered already
         return
@@ -182,19 +182,19 @@ def _files_below(folder: str, prefix: str, entered: set[str]) -> Iterator[tuple[
 
 
 def readable_formats() -> list[str]:
-    """Returns Pillow's names of the formats that it decodes by itself."""
+    """Return Pillow's names of the formats that it decodes by itself."""
     Image.init()  # loads all plugins
     return [name for name in Image.OPEN if name not in NO_PICTURES]
 
 
 def readable_endings() -> set[str]:
-    """Returns the endings of the files that Pillow reads here, such as ".png"."""
+    """Return the endings of the files that Pillow reads here, such as ".png"."""
     formats = set(readable_formats())
     return {ending for ending, name in Image.registered_extensions().items() if name in formats}
 
 
 def read_picture_file(path: Path, mode: str) -> Image.Image:
-    """Returns the picture, upright, in 8 bits per channel.
+    """Return the picture, upright, in 8 bits per channel.
 
     Pictures of 16 or 32 bits and floats are scaled by their range. Transparent ones are laid on `BACKGROUND`.
 
@@ -225,7 +225,7 @@ def _decode(file: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Converts one channel of 16 or 32 bits, or of floats in 0 … 1 or 0 … 255."""
+    """Convert one channel of 16 or 32 bits, or of floats in 0 … 1 or 0 … 255."""
     values: Any = np.asarray(picture, dtype=np.float64)
     low, high = values.min(), values.max()
     if picture.mode.startswith("I"):

@@ -13,7 +13,7 @@ MIN_CELL, MAX_GRID = 96, 2000
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Returns a picture of images [N, C, H, W], uint8 or in [-1, 1], row by row; about square if `columns` is None."""
+    """Return a picture of images [N, C, H, W], uint8 or in [-1, 1], row by row; about square if `columns` is None."""
     from torchvision.transforms.v2.functional import to_pil_image
     from torchvision.utils import make_grid
 
@@ -25,7 +25,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> Image.Image:
 
 
 def image_table(groups: Sequence[tuple[Sequence[str], Tensor]], captions: Sequence[str]) -> Image.Image:
-    """Returns a picture of rows of images, each with a caption, and with gaps between groups of columns.
+    """Return a picture of rows of images, each with a caption, and with gaps between groups of columns.
 
     Args:
         groups: titles of the columns, and images [rows, columns, C, H, W] in [-1, 1].
@@ -54,7 +54,7 @@ def image_table(groups: Sequence[tuple[Sequence[str], Tensor]], captions: Sequen
 def save_animation(
     path: Path, panels: Mapping[str, Sequence[Tensor]], captions: Sequence[str], milliseconds: int = 100
 ) -> None:
-    """Writes a GIF of panels side by side. The last frame stays for two seconds.
+    """Write a GIF of panels side by side. The last frame stays for two seconds.
 
     Args:
         panels: sequences of images [C, H, W] in [-1, 1], by the name above the panel.
@@ -69,7 +69,7 @@ def save_animation(
 
 
 def _frame(panels: Mapping[str, Tensor], caption: str, width: int = 112, gap: int = 10) -> Image.Image:
-    """Returns one frame, in few colours because noise in many colours does not compress."""
+    """Return one frame, in few colours because noise in many colours does not compress."""
     scale = max(1, width // next(iter(panels.values())).shape[-1])
     pictures = {name: _enlarged(image, scale) for name, image in panels.items()}
     shown_width, height = next(iter(pictures.values())).size
@@ -90,6 +90,6 @@ def _enlarged(image: Tensor, scale: int) -> Image.Image:
 
 
 def pixels(image: Tensor) -> Tensor:
-    """Converts [C, H, W] in [-1, 1] to uint8 [H, W] (grey) or [H, W, 3]."""
+    """Convert [C, H, W] in [-1, 1] to uint8 [H, W] (grey) or [H, W, 3]."""
     pixels = to_uint8(image).cpu()
     return pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)

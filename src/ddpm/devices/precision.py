@@ -13,7 +13,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Returns Lightning's name of the precision for an accelerator. Names other than "auto" are returned unchanged.
+    """Return Lightning's name of the precision for an accelerator. Names other than "auto" are returned unchanged.
 
     "auto" is bfloat16 autocast on devices that compute convolutions faster in bfloat16: CUDA GPUs since Ampere, XPUs,
     and CPUs with AMX or AVX-512 BF16. On all other devices, "auto" is float32.
@@ -43,7 +43,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the name of the device, for provenance.json and error messages."""
+    """Return the name of the device, for provenance.json and error messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "xpu":

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 def map_over_processes(work: Callable[[Batch], Result], batches: Sequence[Batch]) -> list[Result]:
-    """Returns `work(batch)` for all batches, in order, in every process; each process computes its share.
+    """Return `work(batch)` for all batches, in order, in every process; each process computes its share.
 
     All processes must call this function with the same batches. With one process it is a plain `map`.
     """

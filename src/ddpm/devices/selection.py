@@ -21,7 +21,7 @@ def lightning_arguments(
     precision: str = "auto",
     strategy: str = "auto",
 ) -> dict[str, Any]:
-    """Returns arguments for Lightning's `Trainer` or `Fabric`, checked against the machine.
+    """Return arguments for Lightning's `Trainer` or `Fabric`, checked against the machine.
 
     Args:
         accelerator: name of Lightning's accelerator. "auto" is the first available of CUDA, XPU, MPS and CPU; "gpu" is
@@ -49,7 +49,7 @@ def lightning_arguments(
 
 
 def resolve_accelerator(accelerator: str) -> str:
-    """Returns Lightning's name of an available accelerator. Names other than "auto" and "gpu" are returned unchanged.
+    """Return Lightning's name of an available accelerator. Names other than "auto" and "gpu" are returned unchanged.
 
     Raises:
         ValueError: the accelerator is unknown, or not available on this machine.
@@ -69,7 +69,7 @@ def resolve_accelerator(accelerator: str) -> str:
 
 
 def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
-    """Returns the number of devices that `devices` selects. On the CPU, returns the number of processes.
+    """Return the number of devices that `devices` selects. On the CPU, return the number of processes.
 
     Raises:
         ValueError: `devices` selects no device, or a device that is not available.
@@ -86,7 +86,7 @@ def count_devices(accelerator: str, devices: int | str | list[int]) -> int:
 
 
 def resolve_strategy(strategy: str, accelerator: str, processes: int) -> str:
-    """Returns the name of the strategy in Lightning's registry.
+    """Return the name of the strategy in Lightning's registry.
 
     Raises:
         ValueError: the strategy is unknown, or the accelerator does not support it.

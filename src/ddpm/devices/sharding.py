@@ -26,7 +26,7 @@ class FullyShardedStrategy(TrainerAutocast, ModelParallelStrategy):
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards a network in place: each block (member of a `ModuleList`) by itself, then the remaining weights together.
+    """Shard a network in place: each block (member of a `ModuleList`) by itself, then the remaining weights together.
 
     While a block computes, each process holds all weights of the block. All processes must call the network together.
     """
@@ -42,5 +42,5 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def register() -> None:
-    """Registers "fsdp2" as a strategy of Lightning's Trainer."""
+    """Register "fsdp2" as a strategy of Lightning's Trainer."""
     StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes")

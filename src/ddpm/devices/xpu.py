@@ -36,12 +36,12 @@ class XPUAccelerator(Accelerator):
         torch.xpu.empty_cache()
 
     def get_device_stats(self, device: torch.device | str | int) -> dict[str, Any]:
-        """Returns the counters of the allocator (bytes, blocks), for Lightning's DeviceStatsMonitor."""
+        """Return the counters of the allocator (bytes, blocks), for Lightning's DeviceStatsMonitor."""
         return torch.xpu.memory_stats(device)
 
     @classmethod
     def parse_devices(cls, devices: int | str | Sequence[int]) -> list[int]:
-        """Returns indices from a number of devices (-1 for all), a list, or a string of either: "2", "0,2".
+        """Return indices from a number of devices (-1 for all), a list, or a string of either: "2", "0,2".
 
         Raises:
             MisconfigurationException: no device, a device twice, or one that is not available.
@@ -109,7 +109,7 @@ class FabricDDPXPUStrategy(FabricAutocast, FabricDDPStrategy):
 
 
 def register() -> None:
-    """Registers the accelerator "xpu" and the strategies "single_xpu" and "ddp_xpu" in Lightning."""
+    """Register the accelerator "xpu" and the strategies "single_xpu" and "ddp_xpu" in Lightning."""
     for accelerators in (AcceleratorRegistry, ACCELERATOR_REGISTRY):
         accelerators.register("xpu", XPUAccelerator, description="Intel XPU")
     for strategies, single, several in (

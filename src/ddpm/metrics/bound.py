@@ -28,7 +28,7 @@ class Bound(NamedTuple):
     """T"""
 
     def curve(self, edges: Tensor | None = None) -> Curve:
-        """Returns the KL divergence of one step over the timesteps, in bits/dim.
+        """Return the KL divergence of one step over the timesteps, in bits/dim.
 
         Args:
             edges: edges of the bins; None chooses them from the number of divergences.
@@ -37,7 +37,7 @@ class Bound(NamedTuple):
         return Curve.of(self.timesteps, self.terms.kl, edges)
 
     def summary(self) -> dict[str, Estimate]:
-        """Returns the bound ("total") and its three terms, in bits/dim; "kl" sums the divergences over t ≥ 1."""
+        """Return the bound ("total") and its three terms, in bits/dim; "kl" sums the divergences over t ≥ 1."""
         prior, divergences, reconstruction = self.terms
         kl, deviation = self.curve().sum(self.timesteps, divergences)
         total = prior.mean().item() + kl + reconstruction.mean().item()
@@ -50,7 +50,7 @@ class Bound(NamedTuple):
 
 
 def stratified_timesteps(num_images: int, per_image: int, num_steps: int, seed: int, first: int = 1) -> Tensor:
-    """Returns K stratified timesteps from `first` … T-1 for each image, int64 [N, K].
+    """Return K stratified timesteps from `first` … T-1 for each image, int64 [N, K].
 
     The range is cut into K equal parts, and each image gets one timestep in each part. The position inside a part
     follows the golden ratio over the images, so that all images together cover the timesteps evenly. With
@@ -73,7 +73,7 @@ def measure_bounds(
     device: torch.device | str = "cpu",
     labels: Tensor | None = None,
 ) -> dict[str, Bound]:
-    """Returns the bound of uint8 images [N, C, H, W] under each of `diffusions`, which differ only in their variance.
+    """Return the bound of uint8 images [N, C, H, W] under each of `diffusions`, which differ only in their variance.
 
     Each image costs K + 1 network evaluations, where K = `per_image` is its number of timesteps t ≥ 1. The timesteps
     and the noise of image i are functions of (seed, i). The processes share the batches. Up to rounding, the results
@@ -86,7 +86,7 @@ def measure_bounds(
     timesteps = stratified_timesteps(len(images), per_image, num_steps, seed)
 
     def terms_of(indices: Tensor) -> list[list[Tensor]]:
-        """Returns the terms under each diffusion."""
+        """Return the terms under each diffusion."""
         x0, noise = _images_and_noise(images, indices, seed, device)
         own = _with_labels(network, labels, indices, device)
         terms = vlb_terms_under(own, list(diffusions.values()), x0, timesteps[indices], noise)
@@ -100,7 +100,7 @@ def measure_bounds(
 
 
 def timesteps_for_x0_mse(num_images: int, draws: int, num_steps: int, seed: int) -> Tensor:
-    """Returns timesteps from 0 … T-1 for each image, int64 [N, K]; about `draws` images or more have each timestep.
+    """Return timesteps from 0 … T-1 for each image, int64 [N, K]; about `draws` images or more have each timestep.
 
     K grows with `draws` until each image has every timestep.
     """
@@ -119,7 +119,7 @@ def measure_x0_mse(
     device: torch.device | str = "cpu",
     labels: Tensor | None = None,
 ) -> Curve:
-    """Returns the mean squared error of the x_0 that the reverse step uses, with one bin for each timestep 0 … T-1.
+    """Return the mean squared error of the x_0 that the reverse step uses, with one bin for each timestep 0 … T-1.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -128,7 +128,7 @@ def measure_x0_mse(
     """
 
     def errors_of(indices: Tensor) -> Tensor:
-        """Returns the errors of a batch, [B, K]."""
+        """Return the errors of a batch, [B, K]."""
         x0, noise = _images_and_noise(images, indices, seed, device)
         own = _with_labels(network, labels, indices, device)
         errors = []
@@ -143,13 +143,13 @@ def measure_x0_mse(
 
 
 def _with_labels(network: Network, labels: Tensor | None, indices: Tensor, device: torch.device | str) -> Network:
-    """Returns the network, network(x_t, t), with the labels of a batch if there are labels."""
+    """Return the network, network(x_t, t), with the labels of a batch if there are labels."""
     return network if labels is None else partial(network, labels=labels[indices].to(device))
 
 
 def _images_and_noise(
     images: Tensor, indices: Tensor, seed: int, device: torch.device | str
 ) -> tuple[Tensor, ImageNoise]:
-    """Returns x_0 [B, C, H, W] in [-1, 1], and its noise; the noise of image i is a function of (seed, i)."""
+    """Return x_0 [B, C, H, W] in [-1, 1], and its noise; the noise of image i is a function of (seed, i)."""
     noise = ImageNoise(Stream.EVALUATION, seed, indices=indices.tolist())
     return to_model_range(images[indices].to(device)), noise

@@ -16,7 +16,7 @@ from ddpm.runs.files import make_folder, replace_file
 def cached(
     folder: Path | None, name: str, depends_on: tuple[str, ...], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Returns the tensors of `make()`, from `folder` if they are cached there. A damaged file is replaced.
+    """Return the tensors of `make()`, from `folder` if they are cached there. A damaged file is replaced.
 
     The files are written by `torch.save`. Their checksums are verified in the same way as those of checkpoints.
 
@@ -43,7 +43,7 @@ def cached(
 
 
 def digest(tensor: Tensor) -> str:
-    """Returns the SHA-256 of the shape and the bytes of a tensor."""
+    """Return the SHA-256 of the shape and the bytes of a tensor."""
     return hashlib.sha256(str(list(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -66,12 +66,12 @@ class AsAsked:
 
 
 def class_shares(logits: Tensor) -> Tensor:
-    """Returns how often each class is the most probable one in logits [N, K], as shares, float64 [K]."""
+    """Return how often each class is the most probable one in logits [N, K], as shares, float64 [K]."""
     return torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1]).double() / len(logits)
 
 
 def total_variation(logits: Tensor, reference_shares: Tensor) -> Estimate:
-    """Returns the total variation between class shares p and q, half the sum of |p - q| over the classes.
+    """Return the total variation between class shares p and q, half the sum of |p - q| over the classes.
 
     It is the share of the samples that would have to be of another class. For N samples drawn from q itself it is about
     1.2/√N with ten classes, not 0. The standard error comes from the delta method.
@@ -86,6 +86,6 @@ def total_variation(logits: Tensor, reference_shares: Tensor) -> Estimate:
 
 
 def confidence(logits: Tensor) -> tuple[Estimate, Estimate]:
-    """Returns the mean probability of the most probable class, and the share of images where it is below 0.9."""
+    """Return the mean probability of the most probable class, and the share of images where it is below 0.9."""
     top = logits.double().softmax(dim=1).amax(dim=1)
     return Estimate.of(top), Estimate.of((top < UNSURE).double())

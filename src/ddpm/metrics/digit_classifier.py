@@ -54,7 +54,7 @@ class DigitClassifier(nn.Module):
 
     @classmethod
     def pinned(cls, weights: Path = WEIGHTS) -> Self:
-        """Returns the trained network, frozen.
+        """Return the trained network, frozen.
 
         Raises:
             ValueError: the SHA-256 of the weights differs from that in the JSON file beside them.
@@ -75,13 +75,13 @@ class DigitClassifier(nn.Module):
 
 
 def read_card(weights: Path = WEIGHTS) -> dict[str, Any]:
-    """Returns the JSON file beside the weights: recipe, test accuracy, SHA-256, versions."""
+    """Return the JSON file beside the weights: recipe, test accuracy, SHA-256, versions."""
     return json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
 def activations(network: DigitClassifier, images: Tensor, batch_size: int = 100) -> Activations:
-    """Returns features and logits, float32, of uint8 images [N, 1, 28, 28]. Larger batches are slower on a CPU."""
+    """Return features and logits, float32, of uint8 images [N, 1, 28, 28]. Larger batches are slower on a CPU."""
     parts = [network(to_model_range(batch)) for batch in images.split(batch_size)]
     return Activations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 

@@ -22,16 +22,16 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Self:
-        """Returns the estimate from one value for each image, [N]."""
+        """Return the estimate from one value for each image, [N]."""
         return cls(values.mean().item(), standard_error(values).item())
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """Returns the difference of two independent estimates."""
+        """Return the difference of two independent estimates."""
         return Estimate(self.mean - other.mean, math.hypot(self.se, other.se))
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Returns the standard error of the mean over the first dimension; NaN for a single value."""
+    """Return the standard error of the mean over the first dimension; NaN for a single value."""
     return values.std(dim=0) / len(values) ** 0.5 if len(values) > 1 else values[0] * torch.nan
 
 
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
     @classmethod
     def of(cls, timesteps: Tensor, values: Tensor, edges: Tensor) -> Self:
-        """Returns the curve of `values` [N, K], a row an image, at `timesteps` [N, K] that cover the bins evenly."""
+        """Return the curve of `values` [N, K], a row an image, at `timesteps` [N, K] that cover the bins evenly."""
         bins = _bins(timesteps, edges)
         empty = values.new_zeros(len(values), len(edges) - 1)
         counts = empty.scatter_add(1, bins, torch.ones_like(values))
@@ -61,7 +61,7 @@ class Curve(NamedTuple):
         return cls(edges, mean, se, n.long())
 
     def sum(self, timesteps: Tensor, values: Tensor) -> tuple[float, Tensor]:
-        """Returns the sum of the means over all timesteps, and the deviation of each image from the sum, [N].
+        """Return the sum of the means over all timesteps, and the deviation of each image from the sum, [N].
 
         `standard_error` of the deviations is the standard error of the sum. The deviation of an image is the weighted
         distance of its values from the curve. So it does not count as an error that images have different timesteps,
@@ -76,23 +76,23 @@ class Curve(NamedTuple):
         return (widths * self.mean).sum().item(), len(values) * deviation
 
     def minus(self, other: "Curve") -> "Curve":
-        """Returns the difference of two independent curves in the same bins; n is the smaller of the two."""
+        """Return the difference of two independent curves in the same bins; n is the smaller of the two."""
         assert torch.equal(self.edges, other.edges)
         se = torch.hypot(self.se, other.se)
         return Curve(self.edges, self.mean - other.mean, se, torch.minimum(self.n, other.n))
 
     def over(self, scale: Tensor) -> "Curve":
-        """Returns the curve with mean and standard error divided by `scale` [bins]."""
+        """Return the curve with mean and standard error divided by `scale` [bins]."""
         return self._replace(mean=self.mean / scale, se=self.se / scale)
 
 
 def _bins(timesteps: Tensor, edges: Tensor) -> Tensor:
-    """Returns the bin of each timestep."""
+    """Return the bin of each timestep."""
     return torch.bucketize(timesteps, edges, right=True) - 1
 
 
 def bin_edges(num_steps: int, num_values: int, at_most: int = MAX_BINS) -> Tensor:
-    """Returns the edges of bins for `num_values` values spread evenly over 1 … T-1, from 1 to T, int64 [bins + 1].
+    """Return the edges of bins for `num_values` values spread evenly over 1 … T-1, from 1 to T, int64 [bins + 1].
 
     The bins are narrow near t = 1, where the divergences change fastest, and the width of a bin grows linearly with
     its index. Each bin is wide enough for `MIN_IN_BIN` values.
@@ -106,7 +106,7 @@ def bin_edges(num_steps: int, num_values: int, at_most: int = MAX_BINS) -> Tenso
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve], unit: str) -> None:
-    """Writes a CSV file with one row for each bin of each curve."""
+    """Write a CSV file with one row for each bin of each curve."""
     rows: list[list[Any]] = []
     for name, curve in curves.items():
         columns = (curve.edges[:-1], curve.edges[1:] - 1, curve.mean, curve.se, curve.n)

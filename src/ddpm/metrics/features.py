@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def features_of(features: Features, images: Tensor) -> Found:
-    """Returns features, and logits if there are any, of uint8 images [N, C, H, W]."""
+    """Return features, and logits if there are any, of uint8 images [N, C, H, W]."""
     found, logits = [], []
     for batch in images.split(BATCH_SIZE):
         output = features(batch)
@@ -67,7 +67,7 @@ def features_of(features: Features, images: Tensor) -> Found:
 
 
 def check_features(features: Features, shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError if the features cannot be computed of images of this shape, or are not one row an image."""
+    """Raise a ValueError if the features cannot be computed of images of this shape, or are not one row an image."""
     try:
         found = features_of(features, torch.zeros(2, *shape, dtype=torch.uint8)).features
     except Exception as error:

@@ -40,7 +40,7 @@ class GivenFeatures(nn.Identity):
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> Estimate:
-    """Returns |μ₁-μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) between features [N, D] and a reference [M, D], in float64.
+    """Return |μ₁-μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) between features [N, D] and a reference [M, D], in float64.
 
     The bias depends on N and M, so compare only distances with equal N and M. The standard error is that of drawing
     new N features. It is a jackknife estimate that leaves out one of 20 groups in turn: all groups have the same size

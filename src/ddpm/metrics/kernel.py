@@ -22,7 +22,7 @@ class KernelDistance:
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:
-    """Returns the squared maximum mean discrepancy between features [N, D] and a reference [M, D], in float64.
+    """Return the squared maximum mean discrepancy between features [N, D] and a reference [M, D], in float64.
 
     The kernel is that of KID, (xᵀy/D + 1)³. The estimate is unbiased and uses all pairs (Gretton et al. 2012, eq. 3).
     torchmetrics instead averages over random subsets from the global generator. That is several times as noisy here
@@ -35,7 +35,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:
     nx, ny = (torch.tensor([len(part) for part in parts]).double() for parts in (x, y))
 
     def estimate(of_x: Tensor, of_y: Tensor) -> Tensor:
-        """Returns the estimate from the groups that have weight 1; weights are [GROUPS]."""
+        """Return the estimate from the groups that have weight 1; weights are [GROUPS]."""
         n, m = of_x @ nx, of_y @ ny
         return of_x @ xx @ of_x / (n * (n - 1)) + of_y @ yy @ of_y / (m * (m - 1)) - 2 * (of_x @ xy @ of_y) / (n * m)
 
@@ -50,7 +50,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> Estimate:
 
 
 def _sums(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> Tensor:
-    """Returns the kernel sums over pairs of a group of x and a group of y, [GROUPS, GROUPS].
+    """Return the kernel sums over pairs of a group of x and a group of y, [GROUPS, GROUPS].
 
     If x is y, pairs of a point with itself are left out.
     """

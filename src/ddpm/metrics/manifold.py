@@ -47,7 +47,7 @@ def _all_measures(samples: ImageSet, real: ImageSet) -> dict[str, Estimate]:
 
 
 def manifold_measures(samples: Tensor, real: Tensor) -> dict[str, Estimate]:
-    """Returns precision, recall, density and coverage of samples [N, D] against real features [M, D].
+    """Return precision, recall, density and coverage of samples [N, D] against real features [M, D].
 
     The ball of a point reaches to the k-th nearest neighbour of the point in its own set.
 
@@ -80,6 +80,6 @@ def manifold_measures(samples: Tensor, real: Tensor) -> dict[str, Estimate]:
 
 
 def _radii(points: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """Returns the distance of each point to its k-th nearest other point, [len(ks), N]."""
+    """Return the distance of each point to its k-th nearest other point, [len(ks), N]."""
     nearest = [torch.cdist(chunk, points).topk(max(ks) + 1, largest=False).values for chunk in points.split(CHUNK)]
     return torch.cat(nearest).T[list(ks)]  # index 0 is the point itself

@@ -93,7 +93,7 @@ class Measure(Protocol):
 
 
 def mean_over_parts(measure: Callable[[Tensor], Estimate], images: Tensor, n: int) -> Estimate:
-    """Returns the mean of a measure over at most ten disjoint parts of n real images, treated as independent."""
+    """Return the mean of a measure over at most ten disjoint parts of n real images, treated as independent."""
     parts = images.split(n)[: min(len(images) // n, MAX_PARTS)]
     means, errors = torch.tensor([measure(part) for part in parts], dtype=torch.float64).T
     return Estimate(means.mean().item(), errors.norm().item() / len(parts))

@@ -65,7 +65,7 @@ class Memorisation(NamedTuple):
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:
-    """Returns the nearest of the references [M, ...] for each query [N, ...].
+    """Return the nearest of the references [M, ...] for each query [N, ...].
 
     Features are searched in their dtype; uint8 images are searched as float32 pixels in [0, 1]. The returned distances
     are computed in float64.
@@ -88,12 +88,12 @@ def nearest(queries: Tensor, references: Tensor) -> Nearest:
 
 
 def _points(images: Tensor) -> Tensor:
-    """Returns features as they are, and uint8 images as float32 [N, C·H·W] in [0, 1]."""
+    """Return features as they are, and uint8 images as float32 [N, C·H·W] in [0, 1]."""
     return images.flatten(1).float() / 255 if images.dtype == torch.uint8 else images
 
 
 def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
-    """Returns the shares of near-copies, and the mean distances, of samples and of held-out real images.
+    """Return the shares of near-copies, and the mean distances, of samples and of held-out real images.
 
     The threshold is the 1 % quantile of the first half of the held-out distances. It is then applied to the samples
     and to the second half. The order of the held-out distances must carry no information.
@@ -114,5 +114,5 @@ def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
 
 
 def copy_threshold(held_out: Tensor) -> Tensor:
-    """Returns the 1 % quantile of the first half of the held-out distances [M]."""
+    """Return the 1 % quantile of the first half of the held-out distances [M]."""
     return held_out.tensor_split(2)[0].quantile(COPY_QUANTILE)

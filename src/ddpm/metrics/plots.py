@@ -20,7 +20,7 @@ GREY = "0.45"
 
 
 def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstruction: float, total: float) -> "Figure":
-    """Plots the bound over the timesteps, in bits/dim: the KL of one step, the test-train gap, the cumulative sum.
+    """Plot the bound over the timesteps, in bits/dim: the KL of one step, the test-train gap, the cumulative sum.
 
     Args:
         curves: the KL of one step by "denoiser, split". A curve of the train split is dashed. The first curve is the
@@ -69,7 +69,7 @@ def divergences(curves: Mapping[str, "Curve"], gap: "Curve | None", reconstructi
 
 
 def _band(axes: "Axes", curve: "Curve", **style: Any) -> None:
-    """Plots a curve and a band of one standard error."""
+    """Plot a curve and a band of one standard error."""
     centres = (curve.edges[:-1] + curve.edges[1:] - 1) / 2
     axes.plot(centres, curve.mean, linewidth=1.2, **style)
     low, high = curve.mean - curve.se, curve.mean + curve.se
@@ -77,7 +77,7 @@ def _band(axes: "Axes", curve: "Curve", **style: Any) -> None:
 
 
 def chains(rows: Mapping[str, Sequence[Tensor | None]], titles: Sequence[str]) -> "Figure":
-    """Plots rows of images [C, H, W] in [-1, 1], with row captions and column titles; None leaves a place empty."""
+    """Plot rows of images [C, H, W] in [-1, 1], with row captions and column titles; None leaves a place empty."""
     figure = _figure(0.45 + 1.03 * len(titles), 0.35 + 1.03 * len(rows), padding=0.02)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (caption, images) in zip(axes, rows.items(), strict=True):
@@ -94,7 +94,7 @@ def chains(rows: Mapping[str, Sequence[Tensor | None]], titles: Sequence[str]) -
 
 
 def errors(timesteps: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
-    """Plots root mean squared errors to x_0 over `timesteps` [N], one curve [N] for each caption."""
+    """Plot root mean squared errors to x_0 over `timesteps` [N], one curve [N] for each caption."""
     figure = _figure(7, 4)
     axes = figure.subplots()
     for caption, curve in curves.items():
@@ -108,7 +108,7 @@ def errors(timesteps: Tensor, curves: Mapping[str, Tensor]) -> "Figure":
 
 
 def _figure(width: float, height: float, padding: float = 0.05) -> "Figure":
-    """Returns an empty figure without a window; sizes are in inches."""
+    """Return an empty figure without a window; sizes are in inches."""
     from matplotlib.figure import Figure  # the import takes half a second, and training does not need it
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -117,7 +117,7 @@ def _figure(width: float, height: float, padding: float = 0.05) -> "Figure":
 
 
 def closest_pairs(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], thresholds: Mapping[str, float]) -> "Figure":
-    """Plots samples above their nearest training images, with the distances between them. Near-copies are marked.
+    """Plot samples above their nearest training images, with the distances between them. Near-copies are marked.
 
     Args:
         pairs: for each space of distances: samples [k, C, H, W] and training images [k, C, H, W] in [-1, 1], and the
@@ -146,7 +146,7 @@ def closest_pairs(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], thresholds
 
 
 def class_shares(samples: Tensor, real: Tensor) -> "Figure":
-    """Plots the share of each class among samples and among real images, both [classes]."""
+    """Plot the share of each class among samples and among real images, both [classes]."""
     figure = _figure(6, 2.6)
     axes = figure.subplots()
     classes = range(len(real))
@@ -160,7 +160,7 @@ def class_shares(samples: Tensor, real: Tensor) -> "Figure":
 
 
 def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Plots the Fréchet distance divided by its floor against network evaluations and time, one line for each sampler.
+    """Plot the Fréchet distance divided by its floor against network evaluations and time, one line for each sampler.
 
     Args:
         rows: the contents of `metrics.json` of each evaluation.
@@ -188,7 +188,7 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Plots the Fréchet distance divided by its floor, and the share of samples as asked, against guidance's scale.
+    """Plot the Fréchet distance divided by its floor, and the share of samples as asked, against guidance's scale.
 
     Args:
         rows: the contents of `metrics.json` of each evaluation.

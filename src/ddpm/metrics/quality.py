@@ -53,7 +53,7 @@ class Quality:
     """for "pixels", with distances between images in [0, 1], and for "features\""""
 
     def numbers(self) -> dict[str, float]:
-        """Returns all numbers in one flat dict: NAME, NAME_se, NAME_real and NAME_real_se.
+        """Return all numbers in one flat dict: NAME, NAME_se, NAME_real and NAME_real_se.
 
         Measures with a ratio also have NAME_ratio and NAME_ratio_se. Numbers that are not known are NaN.
         """
@@ -79,7 +79,7 @@ def sample_quality(
     on_stage: Callable[[str], None] = lambda stage: None,
     labels: Tensor | None = None,
 ) -> Quality:
-    """Returns measures of samples in the given features, on the CPU.
+    """Return measures of samples in the given features, on the CPU.
 
     The result does not depend on the order of the images in a set. Each set is first sorted by the SHA-256 of its
     images: this order is as good as random, and always the same. A measure of a part of a set uses the first images,
@@ -140,7 +140,7 @@ def sample_quality(
 
 
 def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError if images cannot be compared: another shape or dtype, or fewer than 100 images."""
+    """Raise a ValueError if images cannot be compared: another shape or dtype, or fewer than 100 images."""
     if images.dtype != torch.uint8 or images.shape[1:] != shape or len(images) < MIN_IMAGES:
         raise ValueError(
             f"the {name} are {images.dtype} {list(images.shape)}: sample quality needs images like those of the data, "
@@ -149,7 +149,7 @@ def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _by_digest(images: Tensor) -> Tensor:
-    """Returns the indices that sort images by the SHA-256 of their pixels, int64 [N]."""
+    """Return the indices that sort images by the SHA-256 of their pixels, int64 [N]."""
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images.numpy()]
     return torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
 
@@ -171,13 +171,13 @@ def _image_set(images: Tensor, found: Found) -> ImageSet:
 
 
 def _nearest(images: ImageSet, train: ImageSet) -> dict[str, Nearest]:
-    """Returns the nearest training image of each image, by space."""
+    """Return the nearest training image of each image, by space."""
     of_space = (images.images, train.images), (images.features, train.features)
     return {space: nearest(*points) for space, points in zip(SPACES, of_space, strict=True)}
 
 
 def _test_nearest(train: ImageSet, test: ImageSet, cache_dir: Path | None) -> dict[str, Nearest]:
-    """Returns the nearest training image of each test image, by space."""
+    """Return the nearest training image of each test image, by space."""
 
     def make() -> dict[str, Tensor]:
         found = _nearest(test, train)

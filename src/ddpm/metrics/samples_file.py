@@ -18,7 +18,7 @@ ROUNDING = 1e-3  # floats may exceed their range by this much
 
 
 def read_samples(path: Path) -> Tensor:
-    """Returns grey digits, white on black, as uint8 [N, 1, 28, 28].
+    """Return grey digits, white on black, as uint8 [N, 1, 28, 28].
 
     `path` is one of:
 
@@ -43,13 +43,13 @@ def read_samples(path: Path) -> Tensor:
 
 
 def to_digits(array: np.ndarray, name: str) -> Tensor:
-    """Returns an array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. Error messages mention `name`."""
+    """Return an array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. Error messages mention `name`."""
     _check_shape(array.shape, name)
     return torch.from_numpy(_to_bytes(array, name).reshape(-1, *IMAGE_SHAPE))
 
 
 def doubts(digits: Tensor) -> str | None:
-    """Returns what is suspicious in digits [N, 1, 28, 28] that should be white on black; None if nothing is."""
+    """Return what is suspicious in digits [N, 1, 28, 28] that should be white on black; None if nothing is."""
     border = torch.cat([digits[..., [0, -1], :].flatten(1), digits[..., :, [0, -1]].flatten(1)], dim=1)
     background, brightest = border.float().median().item(), digits.amax(dim=(1, 2, 3)).float().median().item()
     if background > 191:
@@ -93,7 +93,7 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read_numpy(path: Path) -> np.ndarray:
-    """Returns the array of digits in a NumPy file. The header is checked first, so that memory stays bounded.
+    """Return the array of digits in a NumPy file. The header is checked first, so that memory stays bounded.
 
     Raises:
         ValueError: the file is damaged, holds no plain numbers, or its array has another shape.
@@ -121,7 +121,7 @@ class _WrongArrayError(ValueError):
 
 
 def _read_array(file: IO[bytes], path: Path, at_most: int) -> np.ndarray:
-    """Returns the array in an open file in NumPy's format of at most `at_most` bytes."""
+    """Return the array in an open file in NumPy's format of at most `at_most` bytes."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read_header(file)

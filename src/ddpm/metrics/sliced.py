@@ -23,7 +23,7 @@ class SlicedWasserstein:
 
 
 def sliced_wasserstein(features: Tensor, reference: Tensor) -> Estimate:
-    """Returns the root of the mean squared 2-Wasserstein distance over 256 directions, of features [N, D] each.
+    """Return the root of the mean squared 2-Wasserstein distance over 256 directions, of features [N, D] each.
 
     Along one direction the optimal transport joins the i-th smallest values of both sets. The directions are always
     the same. The bias depends on N, so compare only distances with equal N. The standard error is that of drawing

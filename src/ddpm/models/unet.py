@@ -25,9 +25,9 @@ class UNet(nn.Module):
         attention: levels with self-attention after each block; 0 is full resolution. If the last level has
             self-attention, the middle has it too.
         dropout: probability that an activation inside a residual block is dropped.
+        num_classes: number of classes of a conditional network; None for an unconditional one.
         patch: side in pixels of the squares that become the channels of one position, so that full resolution has
             1/patch of the image's height and width (a pixel-unshuffle); 1 leaves the image as it is.
-        num_classes: number of classes of a conditional network; None for an unconditional one.
 
     Raises:
         ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
@@ -42,8 +42,8 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: Sequence[int] = (2,),
         dropout: float = 0.0,
-        patch: int = 1,
         num_classes: int | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch, num_classes)

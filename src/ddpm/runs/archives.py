@@ -174,4 +174,4 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _ignore(*arguments: Any) -> None:
-    """Stands for a type of plain data."""
+    """Stand for a type of plain data."""

@@ -22,7 +22,7 @@ class RunCheckpointIO(TorchCheckpointIO):
         self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Raises UserError when the disk is full; the checkpoints that are there stay whole."""
+        """Raise UserError when the disk is full; the checkpoints that are there stay whole."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         try:

@@ -50,14 +50,14 @@ class Likelihood:
     """bounds by the keys of `NAMES`: "test", and those that were asked for"""
 
     def summaries(self) -> dict[str, dict[str, Estimate]]:
-        """Returns the terms of each bound, and of the gap between train and test."""
+        """Return the terms of each bound, and of the gap between train and test."""
         found = {name: bound.summary() for name, bound in self.bounds.items()}
         if "train" in found:
             found["gap"] = {term: value.minus(found["train"][term]) for term, value in found["test"].items()}
         return {name: found[name] for name in NAMES if name in found}
 
     def curves(self) -> dict[str, Curve]:
-        """Returns the KL of one step over the timesteps for each bound, and for the gap."""
+        """Return the KL of one step over the timesteps for each bound, and for the gap."""
         found = {name: bound.curve() for name, bound in self.bounds.items()}
         if "train" in found:
             test, train = self._in_shared_bins()
@@ -65,13 +65,13 @@ class Likelihood:
         return {name: found[name] for name in NAMES if name in found}
 
     def _in_shared_bins(self) -> tuple[Curve, Curve]:
-        """Returns the model's curves on test and training images, in wide bins because their difference is small."""
+        """Return the model's curves on test and training images, in wide bins because their difference is small."""
         test, train = self.bounds["test"], self.bounds["train"]
         edges = bin_edges(test.num_steps, min(test.timesteps.numel(), train.timesteps.numel()), GAP_BINS)
         return test.curve(edges), train.curve(edges)
 
     def metrics(self) -> dict[str, float]:
-        """Returns `bpd/total`, its terms and standard errors, and those of the other bounds as `bpd/<name>/total` …"""
+        """Return `bpd/total`, its terms and standard errors, and those of the other bounds as `bpd/<name>/total` …"""
         summaries = self.summaries()
         groups = {"bpd": summaries.pop("test")}
         groups |= {f"bpd/{variance}": bound.summary() for variance, bound in self.under.items()}
@@ -84,7 +84,7 @@ class Likelihood:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Returns the numbers of images and timesteps behind the bounds."""
+        """Return the numbers of images and timesteps behind the bounds."""
         test = self.bounds["test"]
         others = {f"{name}_images": len(bound.timesteps) for name, bound in self.bounds.items() if name != "test"}
         return {
@@ -95,7 +95,7 @@ class Likelihood:
         }
 
     def write(self, directory: Path) -> None:
-        """Writes kl.csv and kl.png."""
+        """Write kl.csv and kl.png."""
         curves = self.curves()
         write_curves(directory / "kl.csv", curves, "kl_bits_per_dim")
         gap = curves.pop("gap", None)
@@ -108,7 +108,7 @@ class Likelihood:
         figure.savefig(directory / "kl.png")
 
     def tables(self) -> Iterator[Table]:
-        """Yields the bound by variance, and if there are others, the bounds side by side."""
+        """Yield the bound by variance, and if there are others, the bounds side by side."""
         by_variance = {variance: bound.summary() for variance, bound in self.under.items()}
         yield _table(
             "Variational bound on the test set, by the variance of the reverse steps",
@@ -135,7 +135,7 @@ class Settings(NamedTuple):
 
 
 def check(cfg: DictConfig, model: DDPM, data: ImageData) -> Settings:
-    """Returns the settings of the likelihood.
+    """Return the settings of the likelihood.
 
     Raises:
         UserError: a number of images or timesteps is out of range.
@@ -148,7 +148,7 @@ def check(cfg: DictConfig, model: DDPM, data: ImageData) -> Settings:
 
 
 def timesteps_per_image(cfg: DictConfig, num_steps: int) -> int:
-    """Returns the number of timesteps t ≥ 1 of the bound for each image."""
+    """Return the number of timesteps t ≥ 1 of the bound for each image."""
     if not cfg.evaluate.exact:
         return up_to("timesteps_per_image", cfg.timesteps_per_image, num_steps - 1)
     if "timesteps_per_image" in identity_overrides(task_overrides()):
@@ -159,7 +159,7 @@ def timesteps_per_image(cfg: DictConfig, num_steps: int) -> int:
 
 
 def measure(cfg: DictConfig, loaded: Loaded, data: ImageData, settings: Settings) -> Likelihood:
-    """Measures the bounds that `cfg` asks for. Afterwards the model has the variance of the settings."""
+    """Measure the bounds that `cfg` asks for. Afterwards the model has the variance of the settings."""
     model, device, options = loaded.model, loaded.fabric.device, cfg.evaluate
     variance, per_image, test = settings
     train = data.split("train").images
@@ -204,7 +204,7 @@ def measure(cfg: DictConfig, loaded: Loaded, data: ImageData, settings: Settings
 
 
 def up_to(name: str, value: int | None, most: int) -> int:
-    """Returns `value`; None means `most`.
+    """Return `value`; None means `most`.
 
     Raises:
         UserError: `value` is not from 1 to `most`.

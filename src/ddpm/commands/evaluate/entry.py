@@ -42,7 +42,7 @@ Part = Likelihood | SampleQuality
 
 
 def run(cfg: DictConfig) -> None:
-    """Writes the bound and its curve over the timesteps, and the comparison of samples with real digits.
+    """Write the bound and its curve over the timesteps, and the comparison of samples with real digits.
 
     Raises:
         UserError: checkpoint, samples or data do not exist, or a number of images or timesteps is out of range.
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """Returns what `run` would do."""
+    """Return what `run` would do."""
     check(cfg)
     if cfg.ckpt is None:
         prepare_samples(cfg)
@@ -66,12 +66,12 @@ def plan(cfg: DictConfig) -> Plan:
 
 
 def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
-    """Shows the quality of all jobs' samples against their cost."""
+    """Show the quality of all jobs' samples against their cost."""
     quality_cost.compare([plan.directory for plan in plans])
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises a UserError for settings that do not fit together, whatever the checkpoint or the samples."""
+    """Raise a UserError for settings that do not fit together, whatever the checkpoint or the samples."""
     if cfg.ckpt is None and cfg.samples is None:
         raise UserError(
             "give what to evaluate: a checkpoint, or samples of digits, for example\n"
@@ -104,7 +104,7 @@ class Job(NamedTuple):
 
 
 def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
-    """Returns the checked parts of the evaluation. Without the likelihood, it gives the model the variance of `cfg`.
+    """Return the checked parts of the evaluation. Without the likelihood, it gives the model the variance of `cfg`.
 
     Raises:
         UserError: see `run`.
@@ -127,7 +127,7 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
 
 
 def measure_checkpoint(cfg: DictConfig) -> None:
-    """Measures the likelihood of a checkpoint and the quality of its samples, as far as `cfg` asks for them."""
+    """Measure the likelihood of a checkpoint and the quality of its samples, as far as `cfg` asks for them."""
     loaded = from_checkpoint.load(cfg)
     checkpoint, model, fabric, directory = loaded
     data, bound, sampler, features, measures, guidance, labels = prepare_checkpoint(cfg, checkpoint, model)
@@ -161,7 +161,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
 
 
 def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, Features, list[Measure]]:
-    """Returns the samples, the real images beside which they are judged, the features and the measures.
+    """Return the samples, the real images beside which they are judged, the features and the measures.
 
     Raises:
         UserError: see `run`.
@@ -181,7 +181,7 @@ def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, Features, list[
 
 
 def judge_samples(cfg: DictConfig) -> None:
-    """Compares samples from a file or a folder with real digits."""
+    """Compare samples from a file or a folder with real digits."""
     samples, data, features, measures = prepare_samples(cfg)
     if doubt := doubts(samples):
         display.console.print(doubt)
@@ -193,7 +193,7 @@ def judge_samples(cfg: DictConfig) -> None:
 
 
 def mnist(cfg: DictConfig) -> DictConfig:
-    """Returns the config of all of MNIST, the default real digits."""
+    """Return the config of all of MNIST, the default real digits."""
     data = OmegaConf.load(conf_dir() / "data" / "mnist.yaml")
     return OmegaConf.create({"paths": cfg.paths, "seed": cfg.seed, "data": data}).data
 
@@ -208,7 +208,7 @@ def directory_of_samples(cfg: DictConfig) -> Path:
 
 
 def report(directory: Path, parts: Sequence[Part], facts: Mapping[str, Any], next_commands: Sequence[str]) -> None:
-    """Writes metrics.json, the files of the parts, and both for TensorBoard; prints the tables."""
+    """Write metrics.json, the files of the parts, and both for TensorBoard; prints the tables."""
     metrics = {name: value for part in parts for name, value in part.metrics().items()}
     facts = {**facts, **{name: value for part in parts for name, value in part.facts().items()}}
     for old in directory.glob("events.out.tfevents.*"):  # of an earlier evaluation, which this one replaces

@@ -17,14 +17,14 @@ MIN_DRAWS = 4  # with fewer, a timestep may not occur
 
 
 def check_draws(cfg: DictConfig) -> None:
-    """Raises a UserError if the number of draws is too small."""
+    """Raise a UserError if the number of draws is too small."""
     draws = cfg.evaluate.x0_mse_draws
     if draws < MIN_DRAWS:
         raise UserError(f"evaluate.x0_mse_draws={draws}: each timestep needs at least {MIN_DRAWS}.")
 
 
 def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evaluations) -> Tensor:
-    """Returns the mean squared x_0 error of the network on validation images at each timestep, float64 [T].
+    """Return the mean squared x_0 error of the network on validation images at each timestep, float64 [T].
 
     The stored error beside the checkpoint is used if it was measured with the settings in `cfg`, or with more images.
     Otherwise the error is measured, and stored if the images are from the data set of the model.
@@ -66,6 +66,6 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
 
 
 def spread(images: Tensor, at_most: int) -> Tensor:
-    """Returns at most `at_most` images, evenly spaced from first to last, because data may be sorted by class."""
+    """Return at most `at_most` images, evenly spaced from first to last, because data may be sorted by class."""
     number = min(at_most, len(images))
     return images[torch.linspace(0, len(images) - 1, number).round().long()]

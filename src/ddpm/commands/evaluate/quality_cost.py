@@ -37,7 +37,7 @@ ALIKE = ("checkpoint", "step", "data", "quality/n")
 
 
 def compare(directories: Sequence[Path]) -> None:
-    """Prints one table of these evaluations, and writes the table and a plot to their common parent folder.
+    """Print one table of these evaluations, and write the table and a plot to their common parent folder.
 
     Earlier evaluations of the same checkpoint with the same number of samples are included, because an evaluation of
     the whole chain takes long and need not be repeated.

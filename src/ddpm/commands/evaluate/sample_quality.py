@@ -50,15 +50,15 @@ class SampleQuality:
     """how the samples were made"""
 
     def metrics(self) -> dict[str, float]:
-        """Returns the measures and their standard errors as `quality/<name>` …"""
+        """Return the measures and their standard errors as `quality/<name>` …"""
         return {f"quality/{name}": value for name, value in self.quality.numbers().items()}
 
     def facts(self) -> dict[str, Any]:
-        """Returns how the samples were made, and how many were compared."""
+        """Return how the samples were made, and how many were compared."""
         return self.origin | {"samples_judged": self.quality.n}
 
     def write(self, directory: Path) -> None:
-        """Writes samples.png, closest.png and classes.png."""
+        """Write samples.png, closest.png and classes.png."""
         pictures.image_grid(to_model_range(self.samples[:NUM_SHOWN])).save(directory / "samples.png")
         pairs = {
             space: (
@@ -74,7 +74,7 @@ class SampleQuality:
             plots.class_shares(shares, real).savefig(directory / "classes.png")
 
     def tables(self) -> Iterator[Table]:
-        """Yields the one table of the measures."""
+        """Yield the one table of the measures."""
         quality = self.quality
         title = (
             f"Sample quality: {quality.n} samples beside as many real images "
@@ -96,7 +96,7 @@ FEATURES = {MNIST: "digits", MNISTMini: "digits", FashionMNIST: "fashion"}
 
 
 def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
-    """Returns the features in which samples of a model of `data` are judged; None if none are asked for or known.
+    """Return the features in which samples of a model of `data` are judged; None if none are asked for or known.
 
     Raises:
         UserError: too few samples, or features that cannot be computed of images of this shape.
@@ -120,7 +120,7 @@ def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
 
 
 def build_measures(nodes: Mapping[str, Any] | None) -> list[Measure]:
-    """Returns the measures of `measures` in the config; a node that is null is left out.
+    """Return the measures of `measures` in the config; a node that is null is left out.
 
     Raises:
         UserError: an object is no measure, or two measures have one name.
@@ -150,7 +150,7 @@ class Drawn(NamedTuple):
 
 
 def draw_labels(cfg: DictConfig, data: ImageData, model: DDPM) -> list[int] | None:
-    """Returns labels for the samples, with the shares of the training set; None if the model is unconditional.
+    """Return labels for the samples, with the shares of the training set; None if the model is unconditional.
 
     Label i depends on (seed, i) only.
     """
@@ -163,7 +163,7 @@ def draw_labels(cfg: DictConfig, data: ImageData, model: DDPM) -> list[int] | No
 
 
 def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, labels: Sequence[int] | None) -> Drawn:
-    """Draws `num_samples` images."""
+    """Draw `num_samples` images."""
     steps = loaded.model.check_sampler(sampler)
     started = time.perf_counter()
     with Evaluations(loaded.fabric.world_size) as progress:
@@ -187,7 +187,7 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, 
 def judge(
     cfg: DictConfig, drawn: Drawn, data: ImageData, features: Features, measures: Sequence[Measure]
 ) -> SampleQuality:
-    """Compares samples with the training and test images of `data`.
+    """Compare samples with the training and test images of `data`.
 
     Raises:
         UserError: the samples have another shape, or are too few.

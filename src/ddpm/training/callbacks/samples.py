@@ -65,7 +65,7 @@ class SamplePictures(L.Callback):
         return None if model.num_classes is None else max(1, self.num_samples // model.num_classes)
 
     def draw(self, model: DDPM) -> tuple[Tensor, Tensor]:
-        """Samples [N, C, H, W], and trajectories [2 · num_trajectories · num_timesteps, C, H, W] row by row."""
+        """Return samples [N, C, H, W], and trajectories [2 · num_trajectories · num_timesteps, C, H, W] row by row."""
         number, labels, followed = self.num_samples, None, slice(self.num_trajectories)
         if (per_class := self.per_class(model)) is not None:
             assert model.num_classes is not None
