@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 TRAIN = [
-    "train", "data=mnist_mini", "data.batch_size=32", "model=unet_tiny", "model.channels=8", "model.dropout=0",
+    "train", "data=mnist_mini", "data.batch_size=32", "model=unet_tiny", "model.channels=8",
     "schedule.num_steps=50", "trainer=cpu", "trainer.precision=32-true", "callbacks.pictures=null",
 ]  # fmt: skip
 
