@@ -149,6 +149,7 @@ def test_the_bound_is_that_of_each_image_with_its_label(model, digits):
 
 
 @pytest.mark.usefixtures("real_digits")
+@pytest.mark.slow
 def test_evaluation_draws_the_labels_of_the_training_set_and_counts_those_as_asked(
     ddpm_here, conditional_run, tmp_path
 ):

@@ -76,6 +76,7 @@ def test_given_digits_with_an_own_measure_from_one_class_and_one_yaml(ddpm_here,
 
 
 @pytest.mark.usefixtures("real_digits")
+@pytest.mark.slow
 def test_a_sweep_ends_with_one_table_and_one_picture_of_all_samplers(ddpm_here, tiny_run, tmp_path):
     for sampler in (["sampler=ancestral"], ["sampler=ddim", "sampler.steps=2"]):
         done = ddpm_here("evaluate", f"ckpt={tiny_run}", *QUALITY, *sampler)
