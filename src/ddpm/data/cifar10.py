@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -11,25 +10,25 @@ import numpy as np
 import torch
 
 from ddpm.config import user_path
-from ddpm.data.images import ImageData, Split
-from ddpm.data.mnist import downloads
+from ddpm.data.images import Split
+from ddpm.data.published import PublishedImages, download_folder
 from ddpm.errors import UserError
 
 FOLDER = "cifar-10-batches-py"
 TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
 TEST = ["test_batch"]
-SHAPE = (3, 32, 32)
 
 
-class CIFAR10(ImageData):
+class CIFAR10(PublishedImages):
     """The 50,000 training and 10,000 test pictures of Krizhevsky (2009), downloaded if they are missing.
 
     Args:
         root: the folder that holds `cifar-10-batches-py`; `~` is the home directory.
-        validation_size: number of the training images, from their end, that are for validation.
-        image_channels, image_size: 3 and 32; other values are refused.
         batch_size, kwargs: see `ImageData`.
+        validation_size, image_channels, image_size: see `PublishedImages`.
     """
+
+    shape = (3, 32, 32)
 
     def __init__(
         self,
@@ -40,17 +39,9 @@ class CIFAR10(ImageData):
         image_size: int = 32,
         **kwargs: Any,
     ):
-        super().__init__(batch_size, image_channels, image_size, **kwargs)
-        if self.image_shape != SHAPE:
-            raise ValueError(
-                "these images have image_channels=3 and image_size=32: leave both as they are, "
-                "or use data=image_folder, which converts and resizes."
-            )
-        if validation_size < 1:
-            raise ValueError(f"validation_size={validation_size}: validation needs at least one image.")
+        super().__init__(validation_size, image_channels, image_size, batch_size=batch_size, **kwargs)
         self.root = user_path(root)
         self.folder = self.root / FOLDER
-        self.validation_size = validation_size
 
     def prepare_data(self) -> None:
         """Download the files if any is missing.
@@ -61,29 +52,17 @@ class CIFAR10(ImageData):
         if all((self.folder / name).is_file() for name in TRAIN + TEST):
             return
         remedy = f"Set DDPM_DATA_DIR or paths.data to a folder that holds {FOLDER}, as in cifar-10-python.tar.gz."
-        with downloads(f"CIFAR-10 is not in {self.folder}", remedy):
+        with download_folder(self.root, f"CIFAR-10 is not in {self.folder}", remedy) as temporary:
             import torchvision.datasets
 
-            self.root.mkdir(parents=True, exist_ok=True)
-            # Into a folder beside the target, then moved: jobs that start together never see half a file.
-            with tempfile.TemporaryDirectory(dir=self.root) as temporary:
-                torchvision.datasets.CIFAR10(temporary, download=True)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for path in (Path(temporary) / FOLDER).iterdir():
-                    os.replace(path, self.folder / path.name)
+            torchvision.datasets.CIFAR10(temporary, download=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in (temporary / FOLDER).iterdir():
+                os.replace(path, self.folder / path.name)
 
-    def load(self) -> dict[str, Split]:
+    def read(self) -> tuple[Split, Split]:
         train, test = (read_batches([self.folder / name for name in names]) for names in (TRAIN, TEST))
-        first = len(train.labels) - self.validation_size
-        if first < 1:
-            raise UserError(
-                f"data.validation_size={self.validation_size} leaves no image of {len(train.labels)} to train on."
-            )
-        return {
-            "train": Split(train.images[:first], train.labels[:first]),
-            "validation": Split(train.images[first:], train.labels[first:]),
-            "test": test,
-        }
+        return train, test
 
 
 def read_batches(paths: Sequence[Path]) -> Split:
@@ -105,7 +84,7 @@ def read_batches(paths: Sequence[Path]) -> Split:
                 f"{path} holds no CIFAR-10 images in the Python format, or is damaged ({error}): "
                 "put a good copy in its place."
             ) from error
-        images.append(torch.from_numpy(np.array(pixels)).view(-1, *SHAPE))
+        images.append(torch.from_numpy(np.array(pixels)).view(-1, *CIFAR10.shape))
         labels.append(torch.from_numpy(classes.astype(np.int64)))
     return Split(torch.cat(images), torch.cat(labels))
 

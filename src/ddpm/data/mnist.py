@@ -1,11 +1,7 @@
 """MNIST, Fashion-MNIST, and the small MNIST that comes with the package."""
 
 import os
-import socket
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.client import HTTPException
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +10,8 @@ from torch import Tensor
 
 from ddpm.config import user_path
 from ddpm.data.idx import idx_shape, read_idx
-from ddpm.data.images import ImageData, Split
+from ddpm.data.images import Split
+from ddpm.data.published import PublishedImages, download_folder
 from ddpm.errors import UserError
 
 PARTS = {"train": ("train",), "t10k": ("t10k", "test")}
@@ -29,48 +26,26 @@ FILES = (
 )
 
 
-class IDXImages(ImageData):
+class IDXImages(PublishedImages):
     """Grey 28×28 images in the four files of MNIST, gzipped or not.
 
     Args:
         folder: the folder of the files; see `find_files`.
-        validation_size: number of the training images, from their end, that are for validation.
-        image_channels, image_size: 1 and 28; other values are refused.
-        kwargs: see `ImageData`.
+        validation_size, image_channels, image_size, kwargs: see `PublishedImages`.
     """
+
+    shape = (1, 28, 28)
 
     def __init__(
         self, folder: Path, validation_size: int, image_channels: int = 1, image_size: int = 28, **kwargs: Any
     ):
-        super().__init__(image_channels=image_channels, image_size=image_size, **kwargs)
-        if self.image_shape != (1, 28, 28):
-            raise ValueError(
-                "these images have image_channels=1 and image_size=28: leave both as they are, "
-                "or use data=image_folder, which converts and resizes."
-            )
-        if validation_size < 1:
-            raise ValueError(f"validation_size={validation_size}: validation needs at least one image.")
+        super().__init__(validation_size, image_channels, image_size, **kwargs)
         self.folder = folder
-        self.validation_size = validation_size
 
-    def load(self) -> dict[str, Split]:
+    def read(self) -> tuple[Split, Split]:
         files = find_files(self.folder)
         train, test = (read_split(files, part, self.folder) for part in PARTS)
-        if self.validation_size >= len(train.labels):
-            raise UserError(
-                f"data.validation_size={self.validation_size} leaves no image of {len(train.labels)} to train on."
-            )
-        validation = torch.zeros(len(train.labels), dtype=torch.bool)
-        validation[self._validation_last(train.labels)[-self.validation_size :]] = True
-        return {
-            "train": Split(train.images[~validation], train.labels[~validation]),
-            "validation": Split(train.images[validation], train.labels[validation]),
-            "test": test,
-        }
-
-    def _validation_last(self, labels: Tensor) -> Tensor:
-        """Return all indices, those of the validation images last."""
-        return torch.arange(len(labels))
+        return train, test
 
 
 def find_files(folder: Path) -> dict[str, Path]:
@@ -154,34 +129,13 @@ class MNIST(IDXImages):
             f"Set DDPM_DATA_DIR or paths.data to a folder that holds {self.dataset}/raw, or put the four files "
             f"{', '.join(FILES)} there, or use data=mnist_mini, which needs no network."
         )
-        with downloads(f"{self.dataset} is not in {self.folder}", remedy):
+        with download_folder(self.root, f"{self.dataset} is not in {self.folder}", remedy) as temporary:
             import torchvision.datasets
 
-            self.root.mkdir(parents=True, exist_ok=True)
-            # Into a folder beside the target, then moved: jobs that start together never see half a file.
-            with tempfile.TemporaryDirectory(dir=self.root) as temporary:
-                downloaded = getattr(torchvision.datasets, self.dataset)(temporary, download=True)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for name in FILES:
-                    os.replace(Path(downloaded.raw_folder) / name, self.folder / name)
-
-
-@contextmanager
-def downloads(problem: str, remedy: str) -> Iterator[None]:
-    """Limit the time that a download in the block waits for the network.
-
-    Raises:
-        UserError: the download failed; the message consists of the problem, the reason and the remedy.
-    """
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a dead network would block for minutes
-    try:
-        yield
-    except (RuntimeError, OSError, HTTPException) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{problem}, and downloading it failed ({reason}).\n{remedy}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+            downloaded = getattr(torchvision.datasets, self.dataset)(temporary, download=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                os.replace(Path(downloaded.raw_folder) / name, self.folder / name)
 
 
 class FashionMNIST(MNIST):
