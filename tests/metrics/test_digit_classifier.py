@@ -9,14 +9,13 @@ from ddpm.metrics.digit_classifier import (
     NUM_FEATURES,
     WEIGHTS,
     DigitClassifier,
-    activations,
     read_card,
 )
-from ddpm.metrics.features import Fashion, features_of
+from ddpm.metrics.features import Digits, Fashion, features_of
 
 
 def accuracy(split):
-    logits = activations(DigitClassifier.pinned(), split.images).logits
+    logits = features_of(Digits(), split.images).logits
     return (logits.argmax(dim=1) == split.labels).double().mean().item()
 
 
@@ -61,8 +60,8 @@ def test_weights_with_another_checksum_are_refused(tmp_path):
 
 def test_activations_do_not_depend_on_the_batch_size():
     images = torch.randint(256, (13, 1, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
-    network = DigitClassifier.pinned()
-    whole, parts = activations(network, images), activations(network, images, batch_size=3)
+    whole = features_of(Digits(), images)
+    parts = [features_of(Digits(), part) for part in images.split(3)]
     assert whole.features.shape == (13, NUM_FEATURES)
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(one, torch.cat(other), rtol=1e-5, atol=1e-5)

@@ -23,7 +23,7 @@ class Evaluations(Progress):
         super().__init__(*columns, console=display.console)
 
     def part(self, name: str, total: int) -> Callable[[int], None]:
-        """Add a bar that ends at `total`; returns the function that advances it by a number of evaluations."""
+        """Add a bar that ends at `total`; return the function that advances it by a number of evaluations."""
         task = self.add_task(name, total=total)
         return lambda done: self.advance(task, done * self.processes)
 

@@ -132,6 +132,11 @@ def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | Non
     return average
 
 
+def name_of_weights(cfg: DictConfig) -> str:
+    """Return what the results of a command say of the weights that it used."""
+    return "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}"
+
+
 def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None) -> Autoguidance:
     """Return guidance by the weaker model of a checkpoint, which is loaded by the rule of all checkpoints.
 

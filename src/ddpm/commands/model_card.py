@@ -39,8 +39,7 @@ def model_card(
     parameters = sum(weight.numel() for weight in model.network.parameters())
     diffusion, (channels, height, width) = model.diffusion, model.image_shape
     data = option_name(str(config["data"].get("_target_")))
-    classes = getattr(model.network, "num_classes", None)
-    kind = "" if classes is None else f"class-conditional, {classes} classes, "
+    kind = "" if model.num_classes is None else f"class-conditional, {model.num_classes} classes, "
     header = {"license": license or "unknown", "library_name": "ddpm-lightning", "tags": ["diffusion", "ddpm"]}
     return "\n".join(
         [

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
-
-from ddpm.data import to_model_range
 
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
 FASHION_WEIGHTS = Path(__file__).with_name("fashion_classifier.safetensors")
@@ -25,10 +22,12 @@ NUM_CLASSES = 10
 
 
 class Activations(NamedTuple):
+    """What a network that classifies images returns."""
+
     features: Tensor
-    """output of the last hidden layer, [N, 64]"""
+    """output of the last hidden layer, [N, D]"""
     logits: Tensor
-    """[N, 10]"""
+    """[N, classes]"""
 
 
 class DigitClassifier(nn.Module):
@@ -77,13 +76,6 @@ class DigitClassifier(nn.Module):
 def read_card(weights: Path = WEIGHTS) -> dict[str, Any]:
     """Return the JSON file beside the weights: recipe, test accuracy, SHA-256, versions."""
     return json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-
-
-@torch.no_grad()
-def activations(network: DigitClassifier, images: Tensor, batch_size: int = 100) -> Activations:
-    """Return features and logits, float32, of uint8 images [N, 1, 28, 28]. Larger batches are slower on a CPU."""
-    parts = [network(to_model_range(batch)) for batch in images.split(batch_size)]
-    return Activations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

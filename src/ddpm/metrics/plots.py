@@ -116,6 +116,15 @@ def _figure(width: float, height: float, padding: float = 0.05) -> "Figure":
     return Figure(figsize=(width, height), dpi=150, layout=layout)
 
 
+def _draw_lines(axes: "Axes", lines: Mapping[str, Sequence[Mapping[str, Any]]], x: str, y: str) -> None:
+    """Draw one line for each caption through the points that have the key `y`, with error bars, and a line at 1."""
+    for caption, points in lines.items():
+        known = [point for point in points if point.get(y) is not None]
+        xs, ys, errors = ([point[key] for point in known] for key in (x, y, f"{y}_se"))
+        axes.errorbar(xs, ys, errors, marker="o", markersize=4, linewidth=1.2, label=caption)
+    axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+
+
 def closest_pairs(pairs: Mapping[str, tuple[Tensor, Tensor, Tensor]], thresholds: Mapping[str, float]) -> "Figure":
     """Plot samples above their nearest training images, with the distances between them. Near-copies are marked.
 
@@ -151,9 +160,9 @@ def class_shares(samples: Tensor, real: Tensor) -> "Figure":
     axes = figure.subplots()
     classes = range(len(real))
     for shift, shares, colour, label in ((-0.2, real, "0.75", "training images"), (0.2, samples, "C0", "samples")):
-        axes.bar([digit + shift for digit in classes], (100 * shares).tolist(), width=0.4, color=colour, label=label)
+        axes.bar([index + shift for index in classes], (100 * shares).tolist(), width=0.4, color=colour, label=label)
     axes.set_xticks(classes)
-    axes.set_xlabel("digit, as the classifier sees it")
+    axes.set_xlabel("class, as the classifier sees it")
     axes.set_ylabel("share [%]")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
@@ -172,13 +181,7 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         lines.setdefault(f"{row['sampler']}, {row['spacing']}, {row['variance']}{guidance}", []).append(row)
     costs = {"network_evaluations": "network evaluations", "seconds_per_1000_images": "seconds per 1,000 images"}
     for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
-        for caption, points in lines.items():
-            ratio = [point["quality/fd_test_ratio"] for point in points]
-            error = [point["quality/fd_test_ratio_se"] for point in points]
-            axes.errorbar(
-                [point[cost] for point in points], ratio, error, marker="o", markersize=4, linewidth=1.2, label=caption
-            )
-        axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+        _draw_lines(axes, lines, cost, "quality/fd_test_ratio")
         axes.set(xscale="log", yscale="log", xlabel=label)
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
@@ -204,13 +207,7 @@ def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         "quality/as_asked": "share classified as asked",
     }
     for axes, (key, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
-        for caption, points in lines.items():
-            known = [point for point in points if point.get(key) is not None]
-            axes.errorbar(
-                [point["guidance_scale"] for point in known], [point[key] for point in known],
-                [point[f"{key}_se"] for point in known], marker="o", markersize=4, linewidth=1.2, label=caption,
-            )  # fmt: skip
-        axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+        _draw_lines(axes, lines, "guidance_scale", key)
         axes.set(xlabel="scale of guidance", ylabel=label)
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def coefficients(steps: Sequence[int], gammas: Sequence[float], step: int, gamma
     return factors.tolist(), max(0.0, float(error))
 
 
-def _inner_product(t1: np.ndarray | float, g1: np.ndarray | float, t2: np.ndarray | float, g2: np.ndarray | float):  # type: ignore[no-untyped-def]
-    """Return ∫ p₁(τ) p₂(τ) dτ of the weightings p(τ) = (γ+1) τ^γ / t^(γ+1) on [0, t]."""
+def _inner_product(t1: Any, g1: Any, t2: Any, g2: Any) -> Any:
+    """Return ∫ p₁(τ) p₂(τ) dτ of the weightings p(τ) = (γ+1) τ^γ / t^(γ+1) on [0, t]; numbers or arrays."""
     logs = (g1 + g2 + 1) * np.log(np.minimum(t1, t2)) - (g1 + 1) * np.log(t1) - (g2 + 1) * np.log(t2)
     return (g1 + 1) * (g2 + 1) / (g1 + g2 + 1) * np.exp(logs)

@@ -145,7 +145,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         "num_steps": model.diffusion.num_steps,
         "clip_x0": model.diffusion.clip_x0,
         "variance": model.diffusion.variance,
-        "weights": "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}",
+        "weights": from_checkpoint.name_of_weights(cfg),
         "step": load_checkpoint(checkpoint)["global_step"],
         "precision": fabric.strategy.precision.precision,
         "seed": cfg.seed,
@@ -208,7 +208,7 @@ def directory_of_samples(cfg: DictConfig) -> Path:
 
 
 def report(directory: Path, parts: Sequence[Part], facts: Mapping[str, Any], next_commands: Sequence[str]) -> None:
-    """Write metrics.json, the files of the parts, and both for TensorBoard; prints the tables."""
+    """Write metrics.json, the files of the parts, and both for TensorBoard; print the tables."""
     metrics = {name: value for part in parts for name, value in part.metrics().items()}
     facts = {**facts, **{name: value for part in parts for name, value in part.facts().items()}}
     for old in directory.glob("events.out.tfevents.*"):  # of an earlier evaluation, which this one replaces

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.commands.evaluations import Evaluations
-from ddpm.commands.from_checkpoint import Loaded, describe, labels_of, x0_mse_key, x0_mse_path
+from ddpm.commands.from_checkpoint import Loaded, describe, labels_of, name_of_weights, x0_mse_key, x0_mse_path
 from ddpm.data import ImageData
 from ddpm.errors import UserError
 from ddpm.metrics.bound import measure_x0_mse, timesteps_for_x0_mse
@@ -37,7 +37,7 @@ def x0_mse_of(cfg: DictConfig, loaded: Loaded, data: ImageData, progress: Evalua
         "data": describe(data),
         "draws": draws,
         "seed": cfg.seed,
-        "weights": "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}",
+        "weights": name_of_weights(cfg),
         "precision": loaded.fabric.strategy.precision.precision,
     }
     stored = read_json(path)

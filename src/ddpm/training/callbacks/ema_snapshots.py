@@ -36,13 +36,13 @@ class EMASnapshots(L.Callback):
         self.directory = Path(directory)
         self.lengths = [float(length) for length in lengths]
         self.every_steps = every_steps
-        self.averages: dict[str, AveragedModel] = {}
+        self.averages: dict[float, AveragedModel] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, DDPM)
         if pl_module.device_mesh is not None:
             raise UserError("callbacks.ema_snapshots does not work with trainer.strategy=fsdp: use ddp.")
-        self.averages = {str(length): power_average(pl_module.network, length) for length in self.lengths}
+        self.averages = {length: power_average(pl_module.network, length) for length in self.lengths}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for average in self.averages.values():
@@ -62,11 +62,11 @@ class EMASnapshots(L.Callback):
                 buffer = io.BytesIO()
                 content = {"format": FORMAT, "global_step": self.step, "state_dict": average.module.state_dict()}
                 torch.save(content, buffer)
-                replace_file(self.directory / snapshot_name(self.step, float(length)), buffer.getbuffer())
+                replace_file(self.directory / snapshot_name(self.step, length), buffer.getbuffer())
 
     def state_dict(self) -> dict[str, Any]:
-        return {length: average.state_dict() for length, average in self.averages.items()}
+        return {str(length): average.state_dict() for length, average in self.averages.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for length, average in self.averages.items():
-            average.load_state_dict(state_dict[length])
+            average.load_state_dict(state_dict[str(length)])
