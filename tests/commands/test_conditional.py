@@ -184,3 +184,12 @@ def test_denoise_gives_the_network_the_labels_of_the_images(ddpm_here, condition
     assert answer.returncode == 0, answer.stderr
     (folder,) = (tmp_path / "outputs" / "denoise" / "conditional").iterdir()
     assert (folder / "denoise.html").stat().st_size > 10_000
+
+
+def test_the_likelihood_alone_needs_no_sample_without_a_label(ddpm_here, train_tiny, tmp_path):
+    run = train_tiny(tmp_path / "always", "model.num_classes=10", "module.label_dropout=0")
+    likelihood = ["num_samples=0", "num_images=1", "evaluate.train_images=0", "evaluate.empirical_images=0"]
+    answer = ddpm_here("evaluate", f"ckpt={run}", "trainer=cpu", *likelihood, "evaluate.x0_mse_draws=4")
+    assert answer.returncode == 0, answer.stderr
+    answer = ddpm_here("sample", f"ckpt={run}", *FEW, "num_samples=2")
+    assert "the model was trained with label_dropout=0" in answer.stderr
