@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from killed_runs import differences, final_state
+from killed_runs import SIGNAL_AT_STEP, differences, final_state, from_sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tensorboard.plugins.hparams import plugin_data_pb2  # type: ignore[import-untyped]
 
@@ -77,12 +77,13 @@ def test_a_sweep_with_an_impossible_job_starts_none_and_a_dry_run_writes_nothing
 
 
 @pytest.mark.slow
-def test_two_sweeps_of_the_same_grid_share_its_jobs(tmp_path):
-    sweeps = [start(tmp_path, *QUICK, "seed=0,1", "-m", stdout=subprocess.PIPE) for _ in range(2)]
-    outputs = [sweep.communicate(timeout=240) for sweep in sweeps]
-    assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
+def test_two_sweeps_of_the_same_grid_share_its_jobs(ddpm_here, tmp_path):
+    sweep = start(tmp_path, *QUICK, "seed=0,1", "-m", stdout=subprocess.PIPE)
+    here = ddpm_here("train", *QUICK, "seed=0,1", "-m")
+    screen, message = sweep.communicate(timeout=240)
+    assert [sweep.returncode, here.returncode] == [0, 0], message + here.stderr
     assert states(tmp_path) == {0: "finished", 1: "finished"}
-    trained = [line for screen, _ in outputs for line in screen.splitlines() if line.startswith("Training: ")]
+    trained = [line for line in (screen + here.stdout).splitlines() if line.startswith("Training: ")]
     assert len(trained) == len(set(trained)) == 2
     for run in runs(tmp_path).values():
         assert len(list(run.glob("events*"))) == 1
@@ -139,50 +140,52 @@ def ranks(folder: Path, seed: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_dead_rank_fails_its_job_alone_and_a_dead_sweep_stops_its_job(tmp_path):
-    """Two jobs of two processes each. kill -9 for a rank of the first job, then for the sweep during the second."""
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
+def test_a_dead_rank_ends_the_others_and_fails_its_job_alone(tmp_path):
+    """Two jobs of two processes each. kill -9 for rank 1 of the first job, then for rank 0 of the second."""
     sweep = start(tmp_path, *TINY, "trainer.devices=2", "trainer.limit_val_batches=0", "trainer.max_steps=100000",
-                  "seed=0,1", "-m")  # fmt: skip
+                  "checkpoint.every_steps=2", "seed=0,1", "-m")  # fmt: skip
 
     def wait_for_ranks(seed: int) -> list[int]:
-        while len(pids := ranks(tmp_path, seed)) < 2:
+        while not list(tmp_path.glob(f"outputs/*/*/*seed={seed}*/checkpoints/last.ckpt")):
             assert sweep.poll() is None
             time.sleep(0.1)
-        time.sleep(3)
-        return pids
+        return ranks(tmp_path, seed)
 
-    os.kill(wait_for_ranks(0)[1], signal.SIGKILL)
-    pids = wait_for_ranks(1)
-    sweep.kill()
-    _, message = sweep.communicate(timeout=60)  # ends when the ranks have closed stderr
+    for seed, rank in ((0, 1), (1, 0)):
+        pids = wait_for_ranks(seed)
+        os.kill(pids[rank], signal.SIGKILL)
+        killed = time.monotonic()
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            assert time.monotonic() - killed < 60  # 3 seconds where nothing else runs
+            time.sleep(0.1)
+    _, message = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1
     assert "another process of this run has ended" in message
     assert re.search("seed=0: its process (was killed by SIGKILL|ended with exit code)", message)
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        time.sleep(0.1)  # until the timeout of the test
-    assert states(tmp_path)[1] == "interrupted"
+    assert "seed=1: its process was killed by SIGKILL" in message
+    assert "2 of 2 jobs failed" in message
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_ends_with_the_results_of_one_left_alone(ddpm_here, tmp_path):
+def test_a_killed_sweep_ends_with_the_results_of_one_left_alone(ddpm_here, ddpm_cli, tmp_path):
     """kill -9 in the middle of the second job, and then the same command again."""
-    grid = [*TINY, "trainer.max_steps=60", "trainer.val_check_interval=30", "checkpoint.every_steps=3"]
+    grid = [*TINY, "trainer.max_steps=6", "checkpoint.every_steps=3", SIGNAL_AT_STEP]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
+    environment = from_sweep(5, "SIGKILL")
+    alone = {"PYTHONPATH": environment["PYTHONPATH"]}
     for seed in (0, 1):
-        assert ddpm_here("train", *grid, f"seed={seed}", cwd=undisturbed).returncode == 0
+        assert ddpm_here("train", *grid, f"seed={seed}", cwd=undisturbed, env=alone).returncode == 0
 
-    sweep = start(disturbed, *grid, "seed=0,1", "-m")
-    while not (1 in runs(disturbed) and (runs(disturbed)[1] / "checkpoints" / "last.ckpt").exists()):
-        assert sweep.poll() is None
-        time.sleep(0.01)
-    sweep.kill()
-    os.kill(ranks(disturbed, 1)[0], signal.SIGKILL)  # a job has a session of its own
-    sweep.communicate()
+    assert ddpm_here("train", *grid, "seed=0", cwd=disturbed, env=alone).returncode == 0
+    sweep = ddpm_cli("train", *grid, "seed=0,1", "-m", cwd=disturbed, env=environment)
+    assert sweep.returncode == -signal.SIGKILL, sweep.stderr
     assert states(disturbed) == {0: "finished", 1: "running"}
-    done = ddpm_here("train", *grid, "seed=0,1", "-m", cwd=disturbed)
+    done = ddpm_here("train", *grid, "seed=0,1", "-m", cwd=disturbed, env=alone)
     assert done.returncode == 0, done.stderr
-    assert "Continuing from step" in done.stdout
+    assert "Continuing from step 3" in done.stdout
 
     expected, found = runs(undisturbed), runs(disturbed)
     assert found.keys() == expected.keys()
