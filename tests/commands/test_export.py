@@ -74,11 +74,18 @@ def test_every_command_that_takes_a_checkpoint_takes_the_folder(exported, ddpm_h
 
 def test_the_card_has_the_numbers_of_the_newest_evaluation(tiny_run, ddpm_here, tmp_path):
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
-    facts = {"checkpoint": str(checkpoint), "step": 2, "images": 100, "data": "MNISTMini /secret/place"}
+    facts = {
+        "checkpoint": str(checkpoint),
+        "step": 2,
+        "images": 100,
+        "data": "MNISTMini /secret/place",
+        "weights": "EMA",
+    }
     found = {
         "older": {"bpd/total": 9.0, "bpd/total_se": 0.1, **facts},
         "newest": {"bpd/total": 4.25, "bpd/total_se": 0.125, "quality/fd": 30.0, "quality/fd_se": None, **facts},
         "later-step": {"bpd/total": 1.0, "bpd/total_se": 0.1, **facts, "step": 3},
+        "other-average": {"bpd/total": 3.0, "bpd/total_se": 0.1, **facts, "weights": "EMA of length 0.1"},
         "other": {"bpd/total": 2.0, "bpd/total_se": 0.1, **facts, "checkpoint": "elsewhere.ckpt"},
     }
     for time, (name, metrics) in enumerate(found.items()):
