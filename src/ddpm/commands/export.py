@@ -98,4 +98,6 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
         of_user = isinstance(paths, dict) and data["root"] == paths.get("data")
         # Where the root is the folder for data sets, it is replaced by that of the reader.
         kept["data"] = data | {"root": "data" if of_user else Path(data["root"]).name}
+        if kept["data"].get("cache") is not None:
+            kept["data"] |= {"cache": "data/image_folder"}
     return kept | {"paths": {"data": "data"}}
