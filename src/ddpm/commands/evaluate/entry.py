@@ -16,6 +16,7 @@ from ddpm.commands.command import Plan
 from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
+from ddpm.commands.from_checkpoint import x0_mse_path
 from ddpm.commands.results_folder import make_results_folder
 from ddpm.config import build, conf_dir, user_path
 from ddpm.data import ImageData
@@ -156,7 +157,9 @@ def measure_checkpoint(cfg: DictConfig) -> None:
     }
     make_results_folder(directory, fabric.device, checkpoint)
     ckpt = ckpt_override(checkpoint)
-    report(directory, parts, facts, [f"ddpm denoise {ckpt}", f"ddpm sample {ckpt} variance=optimal"])
+    # Without the likelihood, the x_0 error is not measured, and for some settings it is not kept.
+    optimal = [f"ddpm sample {ckpt} variance=optimal"] if x0_mse_path(checkpoint).exists() else []
+    report(directory, parts, facts, [f"ddpm denoise {ckpt}", *optimal])
 
 
 # Samples ------------------------------------------------------------------------------------------------------------
