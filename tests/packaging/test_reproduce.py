@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import run_here
 from hydra import compose, initialize_config_dir
 
@@ -53,8 +54,8 @@ def test_every_row_composes(name):
 TINY = reproduce.Row(
     table="results",
     train=shlex.split(
-        "data=mnist_mini model=unet_tiny model.channels=4 schedule=cosine schedule.num_steps=10 data.batch_size=8 callbacks.pictures=null logger=none "
-        "trainer.limit_val_batches=0 trainer.max_steps=2,4"
+        "data=mnist_mini data.batch_size=8 model=unet_tiny model.channels=4 schedule=cosine schedule.num_steps=10 "
+        "callbacks.pictures=null logger=none trainer.limit_val_batches=0 trainer.max_steps=2,4"
     ),
     evaluate=[
         shlex.split(
@@ -140,3 +141,18 @@ def test_the_speedrun_counts_the_seconds_to_multiples_of_the_floor():
     ]
     assert [reproduce.seconds_to(target, lines) for target in (10, 5, 3)] == [20.0, 30.0, None]
     assert "| `mine` | 20 s | 30 s | not reached |" in "\n".join(reproduce.speedrun_table({"mine": {"lines": lines}}))
+
+
+@pytest.mark.parametrize("library", ["denoising-diffusion-pytorch", "diffusers"])
+def test_another_library_trains_and_samples(library):
+    pytest.importorskip(library.replace("-", "_"))
+    peers = load("peers")
+    peer = peers.PEERS[library](steps=2, batch=2, lr=1e-4)
+    before = [weight.clone() for weight in peer.weights]
+    steps, _ = peers.train(peer, torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8), minutes=0.001)
+    assert steps >= 1
+    assert any(not torch.equal(*pair) for pair in zip(before, peer.weights, strict=True))
+    with torch.no_grad():
+        samples = peer.sample(2)
+    assert samples.shape == (2, 1, 28, 28)
+    assert samples.abs().max() <= 1
