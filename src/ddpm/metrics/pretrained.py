@@ -1,5 +1,6 @@
 """Features of published networks for pictures: the InceptionV3 of the FID, and networks of timm such as DINOv2."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -40,9 +41,11 @@ class Inception(nn.Module):
             with _download(f"put {url} at {path}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
-        read_weights(path)  # torch-fidelity would run code that a file names
+        copy: Any = io.BytesIO()  # torch-fidelity would run code that a file names
+        torch.save(read_weights(path), copy)
+        copy.seek(0)
         try:
-            self.network = NoTrainInceptionV3("inception-v3-compat", [str(layer)], str(path), antialias=False)
+            self.network = NoTrainInceptionV3("inception-v3-compat", [str(layer)], copy, antialias=False)
         except RuntimeError as error:
             raise ValueError(f"{path} has no weights of this InceptionV3: {_first_line(error)}") from error
 
@@ -65,14 +68,14 @@ class TimmFeatures(nn.Module):
         timm, data = (_module(name, "dinov2") for name in ("timm", "timm.data"))
         size = {} if image_size is None else {"img_size": image_size}
         path = _from_hub(timm, model) if weights is None else user_path(weights)
-        state = read_weights(path)
+        names = read_weights(path).keys()
         try:
             self.network: nn.Module = timm.create_model(
-                model, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, num_classes=0, **size
+                model, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, num_classes=0, **size
             )
         except (RuntimeError, TypeError, AssertionError) as error:  # an unknown model; weights or a size of another
             raise ValueError(f"timm cannot make the network {model}: {_first_line(error)}") from error
-        if missing := self.network.state_dict().keys() - state.keys():  # timm leaves these at random
+        if missing := self.network.state_dict().keys() - names:  # timm leaves these at random
             raise ValueError(f"{path} has no weights of {model}: {min(missing)} is missing.")
         self.network.eval().requires_grad_(False)
         self.transform = data.create_transform(**data.resolve_data_config(size, model=self.network))
