@@ -16,8 +16,9 @@ from ddpm.commands.command import Plan
 from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
+from ddpm.commands.from_checkpoint import x0_mse_path
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, override, user_path
+from ddpm.config import build, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
@@ -26,6 +27,7 @@ from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import check_images
 from ddpm.metrics.samples_file import doubts, read_samples
 from ddpm.runs import (
+    ckpt_override,
     identity_overrides,
     load_checkpoint,
     overrides_with_effect,
@@ -154,8 +156,10 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),
     }
     make_results_folder(directory, fabric.device, checkpoint)
-    ckpt = override("ckpt", checkpoint)
-    report(directory, parts, facts, [f"ddpm denoise {ckpt}", f"ddpm sample {ckpt} variance=optimal"])
+    ckpt = ckpt_override(checkpoint)
+    # Without the likelihood, the x_0 error is not measured, and for some settings it is not kept.
+    optimal = [f"ddpm sample {ckpt} variance=optimal"] if x0_mse_path(checkpoint).exists() else []
+    report(directory, parts, facts, [f"ddpm denoise {ckpt}", *optimal])
 
 
 # Samples ------------------------------------------------------------------------------------------------------------
