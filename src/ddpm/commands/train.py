@@ -35,7 +35,7 @@ from ddpm.runs import (
     write_provenance,
 )
 from ddpm.secrets import mask_values
-from ddpm.training.building import build_model, start_from
+from ddpm.training.building import build_model
 from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.loggers import build_loggers, check_loggers, log_config, log_swept, logger_nodes
@@ -50,6 +50,7 @@ from ddpm.training.trainer import (
     why_stopped,
 )
 from ddpm.training.trainer_options import check_callbacks, check_decay, check_trainer, limit_epochs, steps_to_make
+from ddpm.training.weights import start_from
 
 
 def run(cfg: DictConfig) -> float | None:
