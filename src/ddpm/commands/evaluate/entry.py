@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, conf_dir, override, user_path
+from ddpm.config import build, override, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
@@ -195,8 +196,9 @@ def judge_samples(cfg: DictConfig) -> None:
 
 def mnist(cfg: DictConfig) -> DictConfig:
     """Return the config of all of MNIST, the default real digits."""
-    data = OmegaConf.load(conf_dir() / "data" / "mnist.yaml")
-    return OmegaConf.create({"paths": cfg.paths, "seed": cfg.seed, "data": data}).data
+    merged = OmegaConf.merge({"paths": cfg.paths, "seed": cfg.seed}, compose("data/mnist"))  # it includes other files
+    assert isinstance(merged, DictConfig)
+    return merged.data
 
 
 def directory_of_samples(cfg: DictConfig) -> Path:
