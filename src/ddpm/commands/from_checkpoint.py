@@ -121,7 +121,7 @@ def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | Non
     """
     if "ema" not in cfg or cfg.ema.length is None:  # `ddpm denoise` has no such setting
         return None
-    if cfg.variance == "optimal":
+    if cfg.get("variance") == "optimal":
         raise UserError("variance=optimal is measured for the checkpoint's own average: leave ema.length out.")
     step = load_checkpoint(checkpoint)["global_step"]
     average = reconstruct(run_of(checkpoint) / "ema", cfg.ema.length, step)
