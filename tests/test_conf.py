@@ -29,6 +29,7 @@ OPTIONS = sorted(
 TESTED_ALONE = {
     "data",
     "data/base",
+    "experiment/ablation",
     "features",
     "guidance",
     "logger",

@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from ddpm.commands import COMMANDS
@@ -47,8 +48,11 @@ def main() -> None:
 def usage() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    # `ddpm.runs` would import Hydra.
+    models = sorted(path.parent.name for path in (Path(__file__).parent / "pretrained").glob("*/model.safetensors"))
+    packaged = f"Models in the package, for ckpt=NAME\n  {' '.join(models)}\n\n" if models else ""
     return (
-        f"Usage: ddpm COMMAND [group=option …] [key=value …] [-m]\n\nCommands\n{commands}\n\n{EXAMPLES}\n\n"
+        f"Usage: ddpm COMMAND [group=option …] [key=value …] [-m]\n\nCommands\n{commands}\n\n{EXAMPLES}\n\n{packaged}"
         "`ddpm COMMAND --help` shows the settings of a command, `ddpm --hydra-help` the flags of Hydra."
     )
 

@@ -33,6 +33,17 @@ def test_samples_of_another_average(ddpm_here, tmp_path):
     assert json.loads(metrics.read_text())["weights"] == "EMA of length 0.1"
     assert not list(run.glob("checkpoints/*.x0_mse.json"))
 
+    assert ddpm_here("export", f"ckpt={run}", "ema.length=0.05", "to=short").returncode == 0
+    exported = ("sample", "ckpt=short", *sample[2:])
+    assert ddpm_here(*exported).returncode == 0
+    (path,) = tmp_path.glob("outputs/sample/short/**/*.npz")
+    assert np.array_equal(np.load(path)["images"], arrays[1])
+    card = (tmp_path / "short" / "README.md").read_text()
+    assert "EMA of length 0.05" in card
+    assert "Not evaluated" in card  # the evaluation above is of another average
+    refused = ddpm_here("export", "ckpt=short", "ema.length=0.05", "to=again")
+    assert "ema.length needs snapshots" in refused.stderr
+
     for word, said in (("ema.length=0.5", "between 0.01 and 0.25"), ("variance=optimal", "ema.length")):
         done = ddpm_here(*sample, "ema.length=0.1", word)
         assert done.returncode == 1

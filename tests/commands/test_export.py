@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddpm
+from ddpm.commands.export import portable
 from ddpm.errors import UserError
 from ddpm.models import UNet
 from ddpm.runs import checkpoints, load_checkpoint
@@ -74,11 +75,18 @@ def test_every_command_that_takes_a_checkpoint_takes_the_folder(exported, ddpm_h
 
 def test_the_card_has_the_numbers_of_the_newest_evaluation(tiny_run, ddpm_here, tmp_path):
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
-    facts = {"checkpoint": str(checkpoint), "step": 2, "images": 100, "data": "MNISTMini /secret/place"}
+    facts = {
+        "checkpoint": str(checkpoint),
+        "step": 2,
+        "images": 100,
+        "data": "MNISTMini /secret/place",
+        "weights": "EMA",
+    }
     found = {
         "older": {"bpd/total": 9.0, "bpd/total_se": 0.1, **facts},
         "newest": {"bpd/total": 4.25, "bpd/total_se": 0.125, "quality/fd": 30.0, "quality/fd_se": None, **facts},
         "later-step": {"bpd/total": 1.0, "bpd/total_se": 0.1, **facts, "step": 3},
+        "other-average": {"bpd/total": 3.0, "bpd/total_se": 0.1, **facts, "weights": "EMA of length 0.1"},
         "other": {"bpd/total": 2.0, "bpd/total_se": 0.1, **facts, "checkpoint": "elsewhere.ckpt"},
     }
     for time, (name, metrics) in enumerate(found.items()):
@@ -138,7 +146,7 @@ def test_weights_that_do_not_fit_into_half_precision_are_refused(tiny_run, ddpm_
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_of_the_package_has_a_name(exported, tmp_path, monkeypatch):
+def test_a_model_of_the_package_has_a_name(exported, ddpm_here, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "PACKAGED", tmp_path / "pretrained")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no checkpoint or run at mnist$"):
@@ -147,6 +155,25 @@ def test_a_model_of_the_package_has_a_name(exported, tmp_path, monkeypatch):
     assert ddpm.load("digits").image_shape == (1, 28, 28)
     with pytest.raises(UserError, match="no model mnist in the package, which has digits"):
         ddpm.load("mnist")
+    (tmp_path / "digits").mkdir()  # a folder of this name that holds no model
+    done = ddpm_here("sample", "ckpt=digits", "num_samples=2", "sampler=ddim", "sampler.steps=2", "trainer=cpu")
+    assert "ddpm evaluate ckpt=digits\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", checkpoints.packaged())
+def test_each_model_of_the_package(name):
+    weights = checkpoints.packaged()[name]
+    assert weights.stat().st_size <= 4e6
+    assert {path.name for path in weights.parent.iterdir()} >= set(FILES)
+    model = ddpm.load(name)
+    assert model.dtype == torch.float32
+    assert model.sample(1, steps=1, seed=0).isfinite().all()
+
+
+def test_an_export_names_no_folder_of_this_machine():
+    data = {"root": "/home/me/pictures", "cache": "/home/me/data/image_folder"}
+    config = portable({"data": data, "paths": {"data": "/home/me/data"}})
+    assert config["data"] == {"root": "pictures", "cache": "data/image_folder"}
 
 
 def test_a_model_of_the_hub(exported, tmp_path, monkeypatch):

@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm.data import MNISTMini
-from ddpm.metrics.samples_file import doubts, read_samples
+from ddpm.metrics.samples_file import doubts
+from ddpm.metrics.samples_file import read_samples as read_images
 
 DIGITS = np.random.default_rng(0).integers(256, size=(4, 28, 28), dtype=np.uint8)
 DIGITS[:, 0, :2] = (0, 255)  # floats made of them span their range
+
+
+def read_samples(path):
+    return read_images(path, (1, 28, 28))
 
 
 def is_digits(read):
@@ -66,6 +71,23 @@ def test_folder_of_pngs_in_the_order_of_their_paths(tmp_path, mode):
     assert is_digits(read_samples(tmp_path))
 
 
+def test_colour_images_of_any_size(tmp_path):
+    colour = np.random.default_rng(0).integers(256, size=(4, 3, 6, 8), dtype=np.uint8)
+    last = np.moveaxis(colour, 1, -1)
+    np.save(tmp_path / "first.npy", colour)
+    np.savez(tmp_path / "last.npz", last / 255)
+    for index, image in enumerate(last):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "folder" / f"{index}.png")
+    for name in ("first.npy", "last.npz", "folder"):
+        assert torch.equal(read_images(tmp_path / name, (3, 6, 8)), torch.from_numpy(colour)), name
+    expected = r"\[4, 3, 6, 8\]: expected \[N, 1, 6, 8\] or \[N, 6, 8, 1\] or \[N, 6, 8\]"
+    with pytest.raises(ValueError, match=expected):
+        read_images(tmp_path / "first.npy", (1, 6, 8))
+    with pytest.raises(ValueError, match="8×6 pixels: expected 6×8"):
+        read_images(tmp_path / "folder", (3, 8, 6))
+
+
 @pytest.mark.parametrize("name", ["samples-idx3-ubyte", "samples-idx3-ubyte.gz"])
 def test_idx(tmp_path, name):
     data = struct.pack(">4B3I", 0, 0, 8, 3, *DIGITS.shape) + DIGITS.tobytes()
@@ -109,7 +131,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no picture"):
         read_samples(tmp_path)
     np.savez(tmp_path / "a.npz", x=DIGITS, y=DIGITS)
-    with pytest.raises(ValueError, match="call the one with digits 'images'"):
+    with pytest.raises(ValueError, match="call the one with images 'images'"):
         read_samples(tmp_path / "a.npz")
     for name in ("b.npz", "b.npy"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")

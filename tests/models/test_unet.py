@@ -28,6 +28,7 @@ def perturbed(**settings) -> UNet:
         ({"channels": 37, "blocks": 1}, (8, 8)),  # a prime: one group
         ({"channels": 1, "blocks": 1}, (8, 8)),
         ({"channels": 8, "image_channels": 3, "patch": 3}, (12, 24)),
+        ({"channels": 8, "multipliers": (1, 1, 1, 1), "padding": 2}, (28, 20)),
     ],
     ids=str,
 )
@@ -165,6 +166,8 @@ def test_the_timestep_embedding_stays_exact_under_autocast():
         ({"attention": (3,)}, r"attention names level\(s\) \[3\], but 3 multipliers make levels 0 to 2"),
         ({"attention": (-1,)}, r"attention names level\(s\) \[-1\]"),
         ({"patch": 0}, "patch must be 1 or more, not 0"),
+        ({"padding": -1}, "padding=-1 must be from 0 to 64 pixels"),
+        ({"padding": 65}, "padding=65 must be"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"num_classes": 0}, "num_classes must be 1 or more, not 0"),
     ],
@@ -186,6 +189,25 @@ def test_an_image_that_cannot_be_halved_is_refused_with_sizes_that_work(size, re
 def test_a_patch_is_refused_with_sizes_that_work():
     with pytest.raises(ValueError, match=r"patch=3 needs .* divisible by 12.*\(to 36 x 36"):
         UNet(channels=8, patch=3)(torch.zeros(1, 1, 28, 28), torch.tensor([0]))
+
+
+def test_padding_is_named_where_it_helps():
+    x, t = torch.zeros(1, 1, 28, 28), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"images are 28 x 28: set padding=2, resize them \(to 32 x 32"):
+        UNet(channels=8, multipliers=(1, 1, 1, 1))(x, t)
+    with pytest.raises(ValueError, match=r"images, padded by 1, are 30 x 30: set padding=2"):
+        UNet(channels=8, multipliers=(1, 1, 1, 1), padding=1)(x, t)
+    with pytest.raises(ValueError, match=r"28 x 27: resize them"):
+        UNet(channels=8)(x[..., 1:], t)
+
+
+def test_padding_is_a_border_of_zeros_that_is_cut_off_the_output():
+    settings = {"channels": 8, "multipliers": (1, 1, 1, 1), "blocks": 1}
+    padded, plain = perturbed(**settings, padding=2), perturbed(**settings)
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 700])
+    bordered = torch.zeros(2, 1, 32, 32)
+    bordered[:, :, 2:-2, 2:-2] = x
+    assert torch.equal(padded(x, t), plain(bordered, t)[:, :, 2:-2, 2:-2])
 
 
 def test_full_resolution_is_that_of_the_patches():

@@ -95,7 +95,7 @@ def extras(clone: Path) -> list[str]:
 
 
 def test_scripts_are_bash_and_keep_their_line_ends():
-    for script in ("run", "test", "benchmark", "setup.sh", "../.ci/run"):
+    for script in ("run", "test", "benchmark", "gpu", "reproduce", "setup.sh", "../.ci/run"):
         subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
     command = ["git", "check-attr", "eol", "--", "scripts/run"]
     attribute = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)

@@ -52,6 +52,7 @@ def test_the_wheel_contains_every_config_and_the_embedded_data(wheel):
     data = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.gz")}
     assert len(configs) > 10
     assert len(data) == 4
+    data |= {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").glob("ddpm/pretrained/*/*")}
     others = {"ddpm/py.typed", "ddpm/commands/denoise_page.html", "ddpm/runs/compare/page.html"}
     others |= {f"hydra_plugins/{path.name}" for path in (ROOT / "src" / "hydra_plugins").glob("*.py")}
     for ending in ("safetensors", "json"):

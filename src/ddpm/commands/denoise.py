@@ -15,13 +15,20 @@ from ddpm.commands.chains import NUM_FRAMES, NUM_SHOWN, X0, RecordedChain, evenl
 from ddpm.commands.command import Plan
 from ddpm.commands.denoise_page import write_page
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, override
+from ddpm.config import build
 from ddpm.data import ImageData, to_model_range
 from ddpm.data.pictures import save_animation
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
 from ddpm.metrics import plots
-from ddpm.runs import identity_overrides, overrides_with_effect, run_directory, task_overrides, write_json
+from ddpm.runs import (
+    ckpt_override,
+    identity_overrides,
+    overrides_with_effect,
+    run_directory,
+    task_overrides,
+    write_json,
+)
 from ddpm.runs.files import write_csv
 from ddpm.training.hardware import number_of_processes
 from ddpm.training.module import DDPM
@@ -90,7 +97,11 @@ def run(cfg: DictConfig) -> None:
     }
     write_json(directory / "metrics.json", final_errors(chains) | facts)
     display.console.print(error_table(chains, diffusion))
-    ckpt = override("ckpt", checkpoint)
+    if checkpoint is None:
+        following = ["ddpm train experiment=quickstart", "ddpm denoise ckpt=outputs/train/quickstart/base"]
+    else:
+        ckpt = ckpt_override(checkpoint)
+        following = [f"ddpm denoise {ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate {ckpt}"]
     display.results(
         directory,
         [
@@ -99,9 +110,7 @@ def run(cfg: DictConfig) -> None:
             "denoise.gif: the reverse chains as an animation",
             "error.png, error.csv: the distance to x_0 over the timesteps",
         ],
-        ["ddpm train experiment=quickstart", "ddpm denoise ckpt=outputs/train/quickstart/base"]
-        if checkpoint is None
-        else [f"ddpm denoise {ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate {ckpt}"],
+        following,
     )
 
 
@@ -136,7 +145,8 @@ def build_diffusion(cfg: DictConfig) -> GaussianDiffusion:
 
 def directory_of(cfg: DictConfig) -> Path:
     """Return the results directory for a run without a checkpoint."""
-    return run_directory("denoise", cfg.paths.outputs, overrides_with_effect("denoise"), not_identity=cfg.not_identity)
+    overrides = overrides_with_effect("denoise", not_identity=cfg.not_identity)
+    return run_directory("denoise", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, int]:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.commands.command import Plan
-from ddpm.commands.model_card import model_card
+from ddpm.commands.from_checkpoint import name_of_weights, set_average
+from ddpm.commands.model_card import model_card, newest_evaluation
 from ddpm.config import config_folders, override, trusted_targets, user_path
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, load_checkpoint
-from ddpm.runs.exported import CARD, CONFIG, SUMS, WEIGHTS, write_exported
+from ddpm.runs.exported import AVERAGE, CARD, CONFIG, SUMS, WEIGHTS, write_exported
 from ddpm.runs.files import check_new_folder
 from ddpm.training.building import PARTS, load_model
 from ddpm.training.module import DDPM
@@ -23,11 +24,12 @@ from ddpm.training.module import DDPM
 class Job(NamedTuple):
     """What is exported, read and checked."""
 
-    checkpoint: Path
     content: dict[str, Any]
-    """of the checkpoint, with the weights in the type that is asked for"""
+    """of the checkpoint, with the average and in the type that are asked for"""
     model: DDPM
     to: Path
+    numbers: dict[str, Any]
+    """of the newest evaluation of these weights"""
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -41,9 +43,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: the checkpoint does not exist or cannot be trusted, or the folder is there already.
     """
-    checkpoint, content, model, to = prepare(cfg)
-    outputs = user_path(cfg.paths.outputs)
-    card = model_card(model, content["global_step"], checkpoint, to.name, outputs, cfg.license, cfg.dtype)
+    content, model, to, numbers = prepare(cfg)
+    card = model_card(model, content["global_step"], name_of_weights(cfg), to.name, numbers, cfg.license, cfg.dtype)
     write_exported(to, content, portable(model.hparams["config"]), card)
     size = (to / WEIGHTS).stat().st_size / 1e6
     display.results(
@@ -62,17 +63,22 @@ def prepare(cfg: DictConfig) -> Job:
     """Return the checked parts of the command.
 
     Raises:
-        UserError: see `run`, or the weights do not fit into `dtype`.
+        UserError: see `run`, or the weights do not fit into `dtype`, or the run stored no averages for `ema.length`.
     """
     to = user_path(cfg.to)
     check_new_folder(to)
     checkpoint = find_checkpoint(cfg.ckpt)
     model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
     content = load_checkpoint(checkpoint)
+    outputs = user_path(cfg.paths.outputs)
+    numbers = newest_evaluation(outputs, checkpoint, content["global_step"], name_of_weights(cfg))
+    if (average := set_average(cfg, model, checkpoint)) is not None:
+        weights = {AVERAGE + name: value for name, value in model.ema.module.state_dict().items()}
+        content |= {"state_dict": content["state_dict"] | weights, "global_step": average.step}
     if cfg.dtype is not None:
         dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[cfg.dtype]
         content["state_dict"] = {name: _cast(name, value, dtype) for name, value in content["state_dict"].items()}
-    return Job(checkpoint, content, model, to)
+    return Job(content, model, to, numbers)
 
 
 def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -92,4 +98,6 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
         of_user = isinstance(paths, dict) and data["root"] == paths.get("data")
         # Where the root is the folder for data sets, it is replaced by that of the reader.
         kept["data"] = data | {"root": "data" if of_user else Path(data["root"]).name}
+        if kept["data"].get("cache") is not None:
+            kept["data"] |= {"cache": "data/image_folder"}
     return kept | {"paths": {"data": "data"}}

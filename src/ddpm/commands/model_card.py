@@ -24,14 +24,15 @@ MAX_TEXT = 200
 
 
 def model_card(
-    model: DDPM, step: int, checkpoint: Path, name: str, outputs: Path, license: str | None, dtype: str | None
+    model: DDPM, step: int, weights: str, name: str, numbers: Mapping[str, Any], license: str | None, dtype: str | None
 ) -> str:
     """Return the card, Markdown with the header that the Hugging Face Hub reads.
 
     Args:
-        step: optimizer steps of the checkpoint.
+        step: optimizer steps of the weights.
+        weights: which average of the weights it is.
         name: of the folder.
-        outputs: the folder whose evaluations are searched for numbers.
+        numbers: metrics.json of an evaluation of these weights, empty without one.
         license: of the weights.
         dtype: the type that the weights were rounded to, if they were.
     """
@@ -50,7 +51,7 @@ def model_card(
             "",
             f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {kind}{parameters:,} "
             f"parameters, {diffusion.num_steps} timesteps, prediction of {diffusion.prediction}. The weights are the "
-            f"moving average after {step:,} optimizer steps.",
+            f"moving average ({weights}) after {step:,} optimizer steps.",
             "",
             "## Data",
             "",
@@ -64,7 +65,7 @@ def model_card(
             "",
             "## Numbers",
             "",
-            *_numbers(newest_evaluation(outputs, checkpoint, step)),
+            *_numbers(numbers),
             "",
             "## Limits",
             "",
@@ -103,12 +104,17 @@ def _recipe(config: Mapping[str, Any]) -> list[str]:
     return [_code(f"{key}={now[key]}") for key in changed] or ["(none)"]
 
 
-def newest_evaluation(outputs: Path, checkpoint: Path, step: int) -> dict[str, Any]:
-    """Return the metrics.json of the newest evaluation of this checkpoint at this step, empty if there is none."""
+def newest_evaluation(outputs: Path, checkpoint: Path, step: int, weights: str) -> dict[str, Any]:
+    """Return the metrics.json of the newest evaluation of a checkpoint at this step, empty if there is none.
+
+    Args:
+        weights: which average of the weights was evaluated.
+    """
     files = sorted((outputs / "evaluate").rglob("metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files:
         metrics = read_json(path)
         is_same = isinstance(metrics.get("checkpoint"), str) and metrics.get("step") == step
+        is_same = is_same and metrics.get("weights") == weights
         if is_same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve():
             return metrics
     return {}

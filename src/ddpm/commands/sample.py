@@ -17,10 +17,11 @@ from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, override
+from ddpm.config import build
 from ddpm.data import pictures, to_model_range, to_uint8
 from ddpm.diffusion import Ancestral, Guidance, Sampler
 from ddpm.errors import UserError
+from ddpm.runs import ckpt_override
 from ddpm.training.hardware import number_of_processes
 from ddpm.training.module import DDPM
 
@@ -77,7 +78,7 @@ def run(cfg: DictConfig) -> None:
             "samples.png: all of them",
             "samples.npz: " + ", ".join(f"{name}, uint8 {list(array.shape)}" for name, array in pixels.items()),
         ],
-        [f"ddpm evaluate {override('ckpt', loaded.checkpoint)}"],
+        [f"ddpm evaluate {ckpt_override(loaded.checkpoint)}"],
     )
 
 

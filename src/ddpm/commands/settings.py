@@ -199,6 +199,7 @@ class Export(Settings):
     ckpt: str
     to: str
     dtype: Literal["float16", "bfloat16"] | None
+    ema: Average
     license: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", max_length=50)] | None
     paths: Outputs
 

@@ -114,9 +114,8 @@ def prepare(cfg: DictConfig) -> Job:
         UserError: the run would be refused.
     """
     experiment = HydraConfig.get().runtime.choices.get("experiment")
-    directory = run_directory(
-        "train", cfg.paths.outputs, overrides_with_effect("train"), experiment, cfg.not_identity, cfg.name
-    )
+    overrides = overrides_with_effect("train", not_identity=cfg.not_identity)
+    directory = run_directory("train", cfg.paths.outputs, overrides, experiment, cfg.not_identity, cfg.name)
     cfg.paths.run = str(directory)
     cfg.restart = cfg.restart and not slurm.is_requeued()  # else a preempted job would restart each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]

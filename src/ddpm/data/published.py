@@ -71,14 +71,24 @@ def download_folder(root: Path, problem: str, remedy: str) -> Iterator[Path]:
     Raises:
         UserError: the download failed; the message consists of the problem, the reason and the remedy.
     """
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a dead network would block for minutes
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
+        with download_timeout(), tempfile.TemporaryDirectory(dir=root) as temporary:
             yield Path(temporary)
     except (RuntimeError, OSError, HTTPException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{problem}, and downloading it failed ({reason}).\n{remedy}") from error
+
+
+@contextmanager
+def download_timeout() -> Iterator[None]:
+    """Limit the time that a download waits for the network to 20 seconds.
+
+    torchvision and torch.hub set no limit, and a dead network would block for minutes.
+    """
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        yield
     finally:
         socket.setdefaulttimeout(timeout)

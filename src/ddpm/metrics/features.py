@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.data import to_model_range
 from ddpm.metrics.digit_classifier import FASHION_WEIGHTS, IMAGE_SHAPE, WEIGHTS, Activations, DigitClassifier
@@ -18,7 +18,8 @@ class Features(Protocol):
     def __call__(self, images: Tensor) -> Tensor | Activations:
         """Return the features [B, D] of uint8 images [B, C, H, W]; those of an image depend on no other image.
 
-        A network that classifies the images returns `Activations`: the features and the logits.
+        A network that classifies the images returns `Activations`: the features and the logits. An `nn.Module` is
+        moved to the device of the command, and gets images there.
 
         Raises:
             ValueError: the features are not made for images of this shape.
@@ -55,15 +56,23 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def features_of(features: Features, images: Tensor) -> Found:
-    """Return features, and logits if there are any, of uint8 images [N, C, H, W]."""
+    """Return features, and logits if there are any, of uint8 images [N, C, H, W], on the CPU.
+
+    Raises:
+        ValueError: a feature is NaN or infinite.
+    """
     found, logits = [], []
+    weight = next(features.parameters(), None) if isinstance(features, nn.Module) else None
     for batch in images.split(BATCH_SIZE):
-        output = features(batch)
+        output = features(batch if weight is None else batch.to(weight.device))
         if isinstance(output, Activations):
-            logits.append(output.logits)
+            logits.append(output.logits.cpu())
             output = output.features
-        found.append(output)
-    return Found(torch.cat(found), torch.cat(logits) if logits else None)
+        found.append(output.cpu())
+    of_all = torch.cat(found)
+    if not of_all.isfinite().all():
+        raise ValueError("the features of some images are NaN or infinite.")
+    return Found(of_all, torch.cat(logits) if logits else None)
 
 
 def check_features(features: Features, shape: tuple[int, int, int]) -> None:

@@ -55,7 +55,8 @@ class Quality:
     def numbers(self) -> dict[str, float]:
         """Return all numbers in one flat dict: NAME, NAME_se, NAME_real and NAME_real_se.
 
-        Measures with a ratio also have NAME_ratio and NAME_ratio_se. Numbers that are not known are NaN.
+        Measures with a ratio also have NAME_ratio and NAME_ratio_se. Numbers that are not known are NaN. The class
+        shares are class_share_0 …, and those of the training images class_share_0_real ….
         """
         flat: dict[str, float] = {name: getattr(self, name) for name in ("n", "num_samples", "num_train", "num_test")}
         for name, measure in self.measures.items():
@@ -65,8 +66,11 @@ class Quality:
             for key, estimate in parts.items():
                 flat |= {key: estimate.mean, f"{key}_se": estimate.se}
         flat |= {f"{space.removesuffix('s')}_copies_threshold": pairs.threshold for space, pairs in self.pairs.items()}
-        shares = [] if self.class_shares is None else self.class_shares.tolist()
-        return flat | {f"class_share_{label}": share for label, share in enumerate(shares)}
+        for end, shares in {"": self.class_shares, "_real": self.real_class_shares}.items():
+            flat |= {
+                f"class_share_{i}{end}": share for i, share in enumerate([] if shares is None else shares.tolist())
+            }
+        return flat
 
 
 def sample_quality(

@@ -1,4 +1,4 @@
-"""Reads samples of digits from any source: folders of pictures, NumPy files, IDX files."""
+"""Reads samples of images from any source: folders of pictures, NumPy files, IDX files."""
 
 import math
 import zipfile
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from ddpm.data.idx import largest_size, read_idx
 from ddpm.data.picture_files import read_pictures
-from ddpm.metrics.digit_classifier import IMAGE_SHAPE
 
 ARRAY_NAMES = ("images", "arr_0")
 ROUNDING = 1e-3  # floats may exceed their range by this much
 
+Shape = tuple[int, int, int]
+"""(C, H, W) of an image"""
 
-def read_samples(path: Path) -> Tensor:
-    """Return grey digits, white on black, as uint8 [N, 1, 28, 28].
+
+def read_samples(path: Path, shape: Shape) -> Tensor:
+    """Return images of the shape (C, H, W) as uint8 [N, C, H, W].
 
     `path` is one of:
 
@@ -26,26 +28,30 @@ def read_samples(path: Path) -> Tensor:
     - *.npy: one array; *.npz: its only array, or the array named "images" or "arr_0"
     - an IDX file, gzipped or not
 
-    Arrays are [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]; integers in 0 … 255, floats in [0, 1] or in [-1, 1].
+    Arrays are [N, C, H, W] or [N, H, W, C], or [N, H, W] if they are grey; integers in 0 … 255, floats in [0, 1] or in
+    [-1, 1].
 
     Raises:
-        ValueError: `path` does not exist, or is not one of these.
+        ValueError: `path` does not exist, is not one of these, or holds images of another shape.
     """
     if path.is_dir():
-        return read_pictures(path, IMAGE_SHAPE).images
+        return read_pictures(path, shape).images
     if not path.is_file():
         raise ValueError(f"there is no file or folder {path}.")
     if path.suffix in (".npy", ".npz"):
-        return to_digits(_read_numpy(path), str(path))
+        return to_images(_read_numpy(path, shape), shape, str(path))
     if path.suffix == ".png":
         raise ValueError(f"{path} is one image: name the folder of images.")
-    return to_digits(read_idx(path).numpy(), str(path))
+    return to_images(read_idx(path).numpy(), shape, str(path))
 
 
-def to_digits(array: np.ndarray, name: str) -> Tensor:
-    """Return an array of digits as uint8 [N, 1, 28, 28]; see `read_samples`. Error messages mention `name`."""
-    _check_shape(array.shape, name)
-    return torch.from_numpy(_to_bytes(array, name).reshape(-1, *IMAGE_SHAPE))
+def to_images(array: np.ndarray, shape: Shape, name: str) -> Tensor:
+    """Return an array of images as uint8 [N, C, H, W]; see `read_samples`. Error messages mention `name`."""
+    _check_shape(array.shape, shape, name)
+    images = torch.from_numpy(_to_bytes(array, name))
+    if array.shape[1:] == shape or shape[0] == 1:
+        return images.reshape(-1, *shape)
+    return images.permute(0, 3, 1, 2).contiguous()
 
 
 def doubts(digits: Tensor) -> str | None:
@@ -62,10 +68,12 @@ def doubts(digits: Tensor) -> str | None:
     return None
 
 
-def _check_shape(shape: tuple[int, ...], name: str) -> None:
-    height, width = IMAGE_SHAPE[1:]
-    if shape[1:] not in ((1, height, width), (height, width), (height, width, 1)) or shape[0] == 0:
-        raise ValueError(f"{name} has the shape {list(shape)}: expected [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1].")
+def _check_shape(found: tuple[int, ...], shape: Shape, name: str) -> None:
+    channels, height, width = shape
+    allowed = [shape, (height, width, channels), *([(height, width)] if channels == 1 else [])]
+    if found[1:] not in allowed or found[0] == 0:
+        expected = " or ".join(f"[N, {', '.join(map(str, sides))}]" for sides in allowed)
+        raise ValueError(f"{name} has the shape {list(found)}: expected {expected}.")
 
 
 def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
@@ -92,8 +100,8 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
     return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
 
-def _read_numpy(path: Path) -> np.ndarray:
-    """Return the array of digits in a NumPy file. The header is checked first, so that memory stays bounded.
+def _read_numpy(path: Path, shape: Shape) -> np.ndarray:
+    """Return the array of images in a NumPy file. The header is checked first, so that memory stays bounded.
 
     Raises:
         ValueError: the file is damaged, holds no plain numbers, or its array has another shape.
@@ -101,14 +109,14 @@ def _read_numpy(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return _read_array(file, path, path.stat().st_size)
+                return _read_array(file, path, path.stat().st_size, shape)
         with zipfile.ZipFile(path) as archive:
             arrays = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             named = [arrays[name] for name in ARRAY_NAMES if name in arrays] or list(arrays.values())
             if not named or (len(arrays) > 1 and not arrays.keys() & set(ARRAY_NAMES)):
-                raise _WrongArrayError(f"{path} holds the arrays {list(arrays)}: call the one with digits 'images'.")
+                raise _WrongArrayError(f"{path} holds the arrays {list(arrays)}: call the one with images 'images'.")
             with archive.open(named[0]) as file:
-                return _read_array(file, path, largest_size(named[0].compress_size))
+                return _read_array(file, path, largest_size(named[0].compress_size), shape)
     except _WrongArrayError as error:
         raise ValueError(str(error)) from error
     # The zip module and NumPy's parser of headers raise exceptions of many types.
@@ -117,19 +125,19 @@ def _read_numpy(path: Path) -> np.ndarray:
 
 
 class _WrongArrayError(ValueError):
-    """The file is a NumPy file, but not of digits."""
+    """The file is a NumPy file, but not of such images."""
 
 
-def _read_array(file: IO[bytes], path: Path, at_most: int) -> np.ndarray:
+def _read_array(file: IO[bytes], path: Path, at_most: int, shape: Shape) -> np.ndarray:
     """Return the array in an open file in NumPy's format of at most `at_most` bytes."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize > at_most:
+    found, fortran_order, dtype = read_header(file)
+    if dtype.hasobject or math.prod(found) * dtype.itemsize > at_most:
         raise EOFError
     try:
-        _check_shape(shape, str(path))
+        _check_shape(found, shape, str(path))
     except ValueError as error:
         raise _WrongArrayError(str(error)) from error
-    data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+    data = bytearray(file.read(math.prod(found) * dtype.itemsize))
+    return np.frombuffer(data, dtype).reshape(found, order="F" if fortran_order else "C")

@@ -13,6 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MAX_PADDING = 64
+"""pixels; a checkpoint of a stranger could ask for more than the memory holds"""
+
 
 class UNet(nn.Module):
     """A U-Net conditioned on the timestep and, with `num_classes`, on a label.
@@ -28,6 +31,8 @@ class UNet(nn.Module):
         num_classes: number of classes of a conditional network; None for an unconditional one.
         patch: side in pixels of the squares that become the channels of one position, so that full resolution has
             1/patch of the image's height and width (a pixel-unshuffle); 1 leaves the image as it is.
+        padding: width in pixels of a border of zeros that the network adds to the image and cuts off its output: 2 lets
+            four levels work on 28×28, as 32×32. Losses, bound and samples never see the border.
 
     Raises:
         ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
@@ -44,9 +49,10 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         num_classes: int | None = None,
         patch: int = 1,
+        padding: int = 0,
     ) -> None:
         super().__init__()
-        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch, num_classes)
+        _check_settings(image_channels, channels, multipliers, blocks, attention, dropout, patch, num_classes, padding)
         widths = [channels * m for m in multipliers]
         levels = range(len(widths))
         embedding = 4 * channels
@@ -58,6 +64,7 @@ class UNet(nn.Module):
 
         self.image_channels = image_channels
         self.patch = patch
+        self.padding = padding
         self.embed = nn.Sequential(
             SinusoidalEmbedding(embedding),
             nn.Linear(embedding, embedding),
@@ -94,6 +101,8 @@ class UNet(nn.Module):
             embedding = embedding + self.embed_label(torch.full_like(t, self.num_classes) if labels is None else labels)
         elif labels is not None:
             raise ValueError("The network has no classes, so it takes no labels; set num_classes.")
+        if self.padding:
+            x = F.pad(x, [self.padding] * 4)
         h = self.input(F.pixel_unshuffle(x, self.patch))
         skips = []
         for i, level in enumerate(self.down):
@@ -111,7 +120,8 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if i > 0:
                 h = self.upsample[i - 1](h)
-        return F.pixel_shuffle(self.output(h), self.patch).to(x.dtype)
+        h = F.pixel_shuffle(self.output(h), self.patch).to(x.dtype)
+        return F.pad(h, [-self.padding] * 4) if self.padding else h
 
     def _check_size(self, x: Tensor) -> None:
         _, channels, height, width = x.shape
@@ -121,12 +131,16 @@ class UNet(nn.Module):
                 f"but these have {channels}; set image_channels={channels}."
             )
         step = self.patch * 2 ** (len(self.down) - 1)
-        if height % step or width % step:
-            fit = " x ".join(str(math.ceil(side / step) * step) for side in (height, width))
+        sides = height + 2 * self.padding, width + 2 * self.padding
+        if any(side % step for side in sides):
+            fit = " x ".join(str(math.ceil(side / step) * step) for side in sides)
+            more = next((p for p in range(step) if not any((side + 2 * p) % step for side in sides)), None)
+            padding = "" if more is None else f"set padding={self.padding + more}, "
+            padded = f", padded by {self.padding}," if self.padding else ""
             raise ValueError(
                 f"A U-Net of {len(self.down)} levels and patch={self.patch} needs height and width divisible by "
-                f"{step}, but the images are {height} x {width}: resize or pad them (to {fit}, say), or use fewer "
-                "multipliers or a smaller patch."
+                f"{step}, but the images{padded} are {sides[0]} x {sides[1]}: {padding}resize them (to {fit}, say), or "
+                "use fewer multipliers or a smaller patch."
             )
 
 
@@ -245,6 +259,7 @@ def _check_settings(
     dropout: float,
     patch: int,
     num_classes: int | None,
+    padding: int,
 ) -> None:
     at_least_1 = {
         "image_channels": image_channels,
@@ -256,6 +271,8 @@ def _check_settings(
     for name, value in at_least_1.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}.")
+    if not 0 <= padding <= MAX_PADDING:
+        raise ValueError(f"padding={padding} must be from 0 to {MAX_PADDING} pixels.")
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"multipliers must be one integer of 1 or more for each level, not {list(multipliers)}.")
     absent = [i for i in attention if not 0 <= i < len(multipliers)]

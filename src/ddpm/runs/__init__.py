@@ -1,6 +1,6 @@
 """A run's directory: its name, its state, its checkpoints. Imports no torch."""
 
-from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
+from ddpm.runs.checkpoints import ckpt_override, config_of, find_checkpoint, load_checkpoint
 from ddpm.runs.identity import (
     SWEPT_KEYS,
     identity_overrides,
@@ -20,6 +20,7 @@ __all__ = [
     "Run",
     "Status",
     "check_same_config",
+    "ckpt_override",
     "config_of",
     "find_checkpoint",
     "identity_overrides",

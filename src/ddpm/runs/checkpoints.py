@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm.config import user_path
+from ddpm.config import override, user_path
 from ddpm.errors import UserError
 from ddpm.runs.archives import check_records
 from ddpm.runs.exported import WEIGHTS, read_exported
@@ -19,6 +19,17 @@ FORMAT = 1
 NAMES = ("best", "last")  # in the order of preference
 PACKAGED = Path(__file__).resolve().parents[1] / "pretrained"
 """the exported models in the package, one folder each"""
+
+
+def packaged() -> dict[str, Path]:
+    """Return the weights of the models in the package by their names."""
+    return {weights.parent.name: weights for weights in sorted(PACKAGED.glob(f"*/{WEIGHTS}"))}
+
+
+def ckpt_override(checkpoint: Path) -> str:
+    """Return the override `ckpt=…` that finds a checkpoint: the name of a model in the package, else the file."""
+    is_packaged = packaged().get(checkpoint.parent.name) == checkpoint
+    return override("ckpt", checkpoint.parent.name if is_packaged else checkpoint)
 
 
 def find_checkpoint(spec: str) -> Path:
@@ -50,15 +61,15 @@ def find_checkpoint(spec: str) -> Path:
     if (path / WEIGHTS).is_file():
         check_links(path)
         return path / WEIGHTS
-    packaged = {weights.parent.name: weights for weights in sorted(PACKAGED.glob(f"*/{WEIGHTS}"))}
-    if spec in packaged:
-        return packaged[spec]
+    models = packaged()
+    if spec in models:
+        return models[spec]
     if run.is_dir() and names:
         problem = f"the run {run} has no checkpoint {' or '.join(f'checkpoints/{name}.ckpt' for name in names)}"
     else:
         problem = f"there is no checkpoint or run at {path}"
-        if packaged and path.name == spec:
-            problem += f" and no model {spec} in the package, which has {', '.join(packaged)}"
+        if models and path.name == spec:
+            problem += f" and no model {spec} in the package, which has {', '.join(models)}"
     raise UserError(problem + suggest(runs_nearby(path, "checkpoints/*.ckpt")))
 
 

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from ddpm.data.batches import batches_done
-from ddpm.devices import shard
+from ddpm.devices import shard, to_device
 from ddpm.diffusion import (
     GaussianDiffusion,
     Objective,
@@ -28,6 +28,7 @@ from ddpm.seeding import ImageNoise, Stream, evenly_spread, generator, seed_at
 from ddpm.training.averaging import moving_average
 from ddpm.training.learning_rate import warmup_and_decay
 from ddpm.training.lightning_internals import logged_step
+from ddpm.training.muon import whole_tensor
 from ddpm.training.sampling import SamplingModel
 
 LABEL_DROPOUT = 0.1
@@ -35,6 +36,9 @@ LABEL_DROPOUT = 0.1
 
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
 """draw(batch_size, num_steps, generator) -> timesteps, int64 [B] on the CPU"""
+
+NEVER = 2**62
+"""an optimizer step that no run reaches"""
 
 
 class DDPM(SamplingModel):
@@ -103,6 +107,7 @@ class DDPM(SamplingModel):
         self.seed = seed
         self.ema = moving_average(network, ema_decay)
         self.gradient_norm = torch.zeros(())
+        self.first_bad_step = torch.tensor(NEVER)  # the first whose gradient was not finite
         self.newest: dict[str, float] = {}  # the newest value of each metric from `log_now`
         names = ("loss", "bpd", "loss_q1", "loss_q2", "loss_q3", "loss_q4")
         # "disable" keeps NaN in the mean, so that `on_validation_epoch_end` finds it.
@@ -125,6 +130,7 @@ class DDPM(SamplingModel):
             ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_gradients()
         checkpoint["format"] = FORMAT
         checkpoint["newest"] = self.newest
         self.check_finite(checkpoint["state_dict"])
@@ -157,23 +163,28 @@ class DDPM(SamplingModel):
         draws = generator(Stream.DIFFUSION, self.seed, position)
         size = len(x0) * world_size
         mine = slice(rank * len(x0), (rank + 1) * len(x0))
-        t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine].to(x0.device)
-        eps = torch.randn(size, *self.image_shape, generator=draws)[mine].to(x0.device)
+        t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine]
+        eps = torch.randn(size, *self.image_shape, generator=draws)[mine]
+        t, eps = to_device(t, x0.device), to_device(eps, x0.device)
 
         condition = self.condition(batch)
         if self.num_classes is not None:
             left_out = torch.rand(size, generator=generator(Stream.LABELS, self.seed, position)) < self.label_dropout
-            condition["labels"] = condition["labels"].masked_fill(left_out[mine].to(x0.device), self.num_classes)
+            condition["labels"] = condition["labels"].masked_fill(
+                to_device(left_out[mine], x0.device), self.num_classes
+            )
 
         losses = self.objective(self.network, self.diffusion, x0, t, eps, **condition)
         loss = losses.mean()
         self.batch_loss = loss.detach()
-        self.log("train/loss", loss, prog_bar=True, logger=False)
+        if self.may_read_device:
+            # On the CPU, because Lightning reads what is on the progress bar after each batch.
+            self.log("train/loss", self.batch_loss.cpu(), prog_bar=True, logger=False)
         if self.logs_this_step:
             t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # now of the global batch
             self.log_now({"train/loss": losses.mean()})
             self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
-        # If the loss is not finite, this makes the gradient NaN in all processes, and `optimizer_step` raises an error.
+        # If the loss is not finite, this makes the gradient NaN in all processes, which `check_gradients` finds.
         return loss * (1 + 0 * self.batch_loss)
 
     @property
@@ -182,6 +193,15 @@ class DDPM(SamplingModel):
         trainer = self.trainer
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         return batches % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0  # type: ignore[attr-defined]
+
+    @property
+    def may_read_device(self) -> bool:
+        """Whether reading a number from the device costs nothing in this step.
+
+        A number on the CPU is there at once. The CPU waits for a GPU only in steps that are logged, because otherwise
+        the GPU would be idle until the next step is queued.
+        """
+        return self.logs_this_step or self.device.type == "cpu"
 
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
         """Log training metrics immediately: Lightning's `log` would write them only after the step's checkpoint."""
@@ -209,32 +229,55 @@ class DDPM(SamplingModel):
         weights = self.trained_parameters()
         limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
         by_value = gradient_clip_algorithm == "value"
-        self.gradient_norm = nn.utils.clip_grad_norm_(weights, math.inf if by_value else limit)  # before clipping
+        norm = nn.utils.clip_grad_norm_(weights, math.inf if by_value else limit)  # before clipping
+        self.gradient_norm = whole_tensor(norm)
         if by_value:
             nn.utils.clip_grad_value_(weights, limit)
         if self.logs_this_step:
             self.log_now({"train/grad_norm": self.gradient_norm})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make the optimizer step, check that its gradient was finite, and update the moving average.
+        """Make the optimizer step, note whether its gradient was finite, and update the moving average.
 
         Raises:
-            UserError: the loss or its gradient is not finite. No checkpoint of the new weights is written.
+            UserError: see `check_gradients`.
         """
         super().optimizer_step(*args, **kwargs)
-        # The check is here because updating the average waits for the device anyway.
-        if not self.gradient_norm.isfinite() and not self._scaler_skipped_step():
-            raise UserError(
-                f"the loss or its gradient is not finite at step {self.global_step} (gradient norm "
-                f"{float(self.gradient_norm)}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
-                "trainer.precision. The last checkpoint has finite weights."
-            )
+        if not self._scaler_skipped_step():
+            this_step = self.gradient_norm.isfinite() * NEVER + self.global_step  # beyond `NEVER` if it is finite
+            self.first_bad_step = torch.minimum(self.first_bad_step, this_step)
+        if self.may_read_device:
+            self.check_gradients()
         self.ema.update_parameters(self.network)
 
     def _scaler_skipped_step(self) -> bool:
         """Return whether the scaler skipped the step after a float16 overflow that a lower scale may avoid."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler is not None and scaler.get_scale() >= 1 and bool(self.batch_loss.isfinite())
+        if scaler is None or self.gradient_norm.isfinite():
+            return False
+        return scaler.get_scale() >= 1 and bool(self.batch_loss.isfinite())
+
+    def check_gradients(self) -> None:
+        """Check the gradients of all steps so far; this waits for the device.
+
+        On the CPU each step is checked. On a GPU the steps that are logged are, and the last one before a validation,
+        a checkpoint and the end.
+
+        Raises:
+            UserError: a loss or a gradient was not finite. No checkpoint of the weights after that step is written.
+        """
+        if (step := int(self.first_bad_step)) < NEVER:
+            raise UserError(
+                f"the loss or its gradient is not finite at step {step} (gradient norm {float(self.gradient_norm)} at "
+                f"step {self.global_step}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
+                "trainer.precision. The last checkpoint has finite weights."
+            )
+
+    def on_train_start(self) -> None:
+        self.first_bad_step = torch.tensor(NEVER, device=self.device)
+
+    def on_train_end(self) -> None:
+        self.check_gradients()
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # trainer.strategy=fsdp
@@ -252,6 +295,9 @@ class DDPM(SamplingModel):
         return self
 
     # Validation -------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        self.check_gradients()
 
     def on_validation_epoch_start(self) -> None:
         self._images_validated = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
@@ -16,16 +16,18 @@ from ddpm.commands.command import Plan
 from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
+from ddpm.commands.from_checkpoint import x0_mse_path
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, conf_dir, override, user_path
+from ddpm.config import build, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
-from ddpm.metrics.features import Features
+from ddpm.metrics.features import Digits, Features
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import check_images
 from ddpm.metrics.samples_file import doubts, read_samples
 from ddpm.runs import (
+    ckpt_override,
     identity_overrides,
     load_checkpoint,
     overrides_with_effect,
@@ -42,7 +44,7 @@ Part = Likelihood | SampleQuality
 
 
 def run(cfg: DictConfig) -> None:
-    """Write the bound and its curve over the timesteps, and the comparison of samples with real digits.
+    """Write the bound and its curve over the timesteps, and the comparison of samples with real images.
 
     Raises:
         UserError: checkpoint, samples or data do not exist, or a number of images or timesteps is out of range.
@@ -74,11 +76,11 @@ def check(cfg: DictConfig) -> None:
     """Raise a UserError for settings that do not fit together, whatever the checkpoint or the samples."""
     if cfg.ckpt is None and cfg.samples is None:
         raise UserError(
-            "give what to evaluate: a checkpoint, or samples of digits, for example\n"
+            "give what to evaluate: a checkpoint, or samples of images, for example\n"
             "  ddpm evaluate ckpt=outputs/train/quickstart/base"
         )
     if cfg.ckpt is not None and cfg.samples is not None:
-        raise UserError("ckpt and samples do not go together: give a checkpoint, or samples of digits.")
+        raise UserError("ckpt and samples do not go together: give a checkpoint, or samples of images.")
     if cfg.samples is not None and (
         given := identity_overrides(task_overrides(), [*READ_WITH_SAMPLES, *cfg.not_identity])
     ):
@@ -95,8 +97,8 @@ class Job(NamedTuple):
     bound: bits_per_dim.Settings | None
     """None leaves the likelihood out"""
     sampler: Sampler
-    features: Features | None
-    """None leaves sample quality out"""
+    features: tuple[str, Features] | None
+    """with their name; None leaves sample quality out"""
     measures: list[Measure]
     guidance: Guidance
     labels: list[int] | None
@@ -139,7 +141,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
     if not fabric.is_global_zero:  # its share of the work is done
         return
     if drawn is not None and features is not None:
-        parts.append(sample_quality.judge(cfg, drawn, data, features, measures))
+        parts.append(sample_quality.judge(cfg, drawn, data, features, measures, fabric.device))
 
     facts = {
         "data": from_checkpoint.describe(data),
@@ -154,55 +156,57 @@ def measure_checkpoint(cfg: DictConfig) -> None:
         **({} if bound is None else {"x0_mse_draws": cfg.evaluate.x0_mse_draws}),
     }
     make_results_folder(directory, fabric.device, checkpoint)
-    ckpt = override("ckpt", checkpoint)
-    report(directory, parts, facts, [f"ddpm denoise {ckpt}", f"ddpm sample {ckpt} variance=optimal"])
+    ckpt = ckpt_override(checkpoint)
+    # Without the likelihood, the x_0 error is not measured, and for some settings it is not kept.
+    optimal = [f"ddpm sample {ckpt} variance=optimal"] if x0_mse_path(checkpoint).exists() else []
+    report(directory, parts, facts, [f"ddpm denoise {ckpt}", *optimal])
 
 
 # Samples ------------------------------------------------------------------------------------------------------------
 
 
-def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, Features, list[Measure]]:
+def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, tuple[str, Features], list[Measure]]:
     """Return the samples, the real images beside which they are judged, the features and the measures.
 
     Raises:
         UserError: see `run`.
     """
-    try:
-        samples = read_samples(user_path(cfg.samples))
-        check_images("samples", samples, (1, 28, 28))
-    except ValueError as error:
-        raise UserError(f"samples: {error}") from error
     data: ImageData = build(cfg.data if cfg.data is not None else mnist(cfg), ImageData)
-    if data.image_shape != samples.shape[1:]:
-        raise UserError(f"samples are grey 28×28 images, and those of data are {list(data.image_shape)}.")
+    try:
+        samples = read_samples(user_path(cfg.samples), data.image_shape)
+        check_images("samples", samples, data.image_shape)
+    except ValueError as error:
+        default = cfg.data is None and user_path(cfg.samples).exists()
+        hint = "\nWithout data=NAME, samples are compared with MNIST." if default else ""
+        raise UserError(f"samples: {error}{hint}") from error
     features = sample_quality.build_features(cfg, data)
     if features is None:
-        raise UserError("no features are known for these data: set features=NAME, for example features=digits.")
+        raise UserError(sample_quality.NO_FEATURES)
     return samples, data.ready(), features, sample_quality.build_measures(cfg.measures)
 
 
 def judge_samples(cfg: DictConfig) -> None:
-    """Compare samples from a file or a folder with real digits."""
+    """Compare samples from a file or a folder with real images."""
     samples, data, features, measures = prepare_samples(cfg)
-    if doubt := doubts(samples):
+    if isinstance(features[1], Digits) and (doubt := doubts(samples)):
         display.console.print(doubt)
     origin = {"samples": user_path(cfg.samples), "num_samples": len(samples)}
-    judged = sample_quality.judge(cfg, Drawn(samples, origin), data, features, measures)
+    device = from_checkpoint.build_fabric(cfg.trainer).device
+    judged = sample_quality.judge(cfg, Drawn(samples, origin), data, features, measures, device)
     directory = directory_of_samples(cfg)
-    make_results_folder(directory, torch.device("cpu"), None)
+    make_results_folder(directory, device, None)
     report(directory, [judged], {"data": from_checkpoint.describe(data)}, [])
 
 
 def mnist(cfg: DictConfig) -> DictConfig:
     """Return the config of all of MNIST, the default real digits."""
-    data = OmegaConf.load(conf_dir() / "data" / "mnist.yaml")
+    data = compose("evaluate", ["data=mnist"]).data
     return OmegaConf.create({"paths": cfg.paths, "seed": cfg.seed, "data": data}).data
 
 
 def directory_of_samples(cfg: DictConfig) -> Path:
-    return run_directory(
-        "evaluate", cfg.paths.outputs, overrides_with_effect("evaluate"), not_identity=cfg.not_identity
-    )
+    overrides = overrides_with_effect("evaluate", not_identity=cfg.not_identity)
+    return run_directory("evaluate", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 # Both ---------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ COLUMNS = {
 OPTIONAL = ("guidance", "guidance_scale", "guidance_interval", "quality/as_asked")
 """columns that are left out where no evaluation has a value"""
 
-ALIKE = ("checkpoint", "step", "data", "quality/n")
+ALIKE = ("checkpoint", "step", "data", "features", "quality/n")
 """keys that must be equal in evaluations that are compared"""
 
 

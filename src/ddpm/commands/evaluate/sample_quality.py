@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.evaluations import Evaluations
@@ -93,10 +93,13 @@ def _shown(value: Estimate) -> str:
 
 FEATURES = {MNIST: "digits", MNISTMini: "digits", FashionMNIST: "fashion"}
 """the option of `features` for a data set, if the config names none"""
+NO_FEATURES = "no features are known for these data; set features=inception or features=dinov2, or your own."
 
 
-def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
-    """Return the features in which samples of a model of `data` are judged; None if none are asked for or known.
+def build_features(cfg: DictConfig, data: ImageData) -> tuple[str, Features] | None:
+    """Return the features in which samples of a model of `data` are judged, and their name with their settings.
+
+    None if no features are asked for or known.
 
     Raises:
         UserError: too few samples, or features that cannot be computed of images of this shape.
@@ -109,14 +112,16 @@ def build_features(cfg: DictConfig, data: ImageData) -> Features | None:
     if node is None and type(data) in FEATURES:
         node = OmegaConf.load(conf_dir() / "features" / f"{FEATURES[type(data)]}.yaml")
     if node is None:
-        display.console.print("Sample quality is left out: no features are known for these data; set features=NAME.")
+        display.console.print(f"Sample quality is left out: {NO_FEATURES}")
         return None
     features: Features = build(node)
+    name = option_name(node._target_)
     try:
         check_features(features, data.image_shape)
     except ValueError as error:
-        raise UserError(f"features={option_name(node._target_)}: {error}") from error
-    return features
+        raise UserError(f"features={name}: {error}") from error
+    own = [f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None]
+    return " ".join([name, *own]), features
 
 
 def build_measures(nodes: Mapping[str, Any] | None) -> list[Measure]:
@@ -185,14 +190,22 @@ def draw(cfg: DictConfig, loaded: Loaded, sampler: Sampler, guidance: Guidance, 
 
 
 def judge(
-    cfg: DictConfig, drawn: Drawn, data: ImageData, features: Features, measures: Sequence[Measure]
+    cfg: DictConfig,
+    drawn: Drawn,
+    data: ImageData,
+    named_features: tuple[str, Features],
+    measures: Sequence[Measure],
+    device: torch.device,
 ) -> SampleQuality:
-    """Compare samples with the training and test images of `data`.
+    """Compare samples with the training and test images of `data`. A feature network computes on `device`.
 
     Raises:
         UserError: the samples have another shape, or are too few.
     """
     train, test = (data.split(name).images for name in ("train", "test"))
+    name, features = named_features
+    if isinstance(features, nn.Module):
+        features.to(device)
     if drawn.labels is not None:
         measures = [*measures, AsAsked()]
     cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_images"
@@ -208,4 +221,4 @@ def judge(
     left_out = [measure.caption for measure in measures if measure.name not in quality.measures]
     if left_out:
         display.console.print(f"Left out, because these features do not classify: {', '.join(left_out)}.")
-    return SampleQuality(drawn.samples, train, quality, drawn.origin)
+    return SampleQuality(drawn.samples, train, quality, drawn.origin | {"features": name})
