@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,25 @@ def test_one_process_two_nodes_and_four_processes_are_the_same_training(ddpm_cli
             assert [value for _, value in shared[name]] == pytest.approx([value for _, value in points], rel=1e-4), name
         for name, tensor in weights.items():
             assert torch.allclose(shared_weights[name], tensor, atol=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
+def test_rank_1_ends_within_seconds_after_a_kill_of_rank_0(tmp_path):
+    """test_sweeps.py kills rank 1."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm", *TRAIN, "trainer.devices=2", "trainer.max_steps=100000"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list(tmp_path.glob("outputs/train/default/*/status.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (rank_1,) = (Path(f"/proc/{pid}") for pid in children if b"ddpm" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    time.sleep(2)
+    process.kill()
+    process.wait()
+    killed = time.monotonic()
+    while rank_1.exists():
+        assert time.monotonic() - killed < 60  # 3 seconds where nothing else runs
+        time.sleep(0.1)
