@@ -54,8 +54,8 @@ def test_every_row_composes(name):
 TINY = reproduce.Row(
     table="results",
     train=shlex.split(
-        "data=mnist_mini data.batch_size=8 model=unet_tiny model.channels=4 schedule=cosine schedule.num_steps=10 "
-        "callbacks.pictures=null logger=none trainer.limit_val_batches=0 trainer.max_steps=2,4"
+        "data=mnist_mini data.batch_size=8 model=unet_tiny model.channels=4 schedule=cosine schedule.num_steps=50 "
+        "logger=none trainer.limit_val_batches=0 trainer.max_steps=2,4"
     ),
     evaluate=[
         shlex.split(

@@ -145,7 +145,8 @@ def build_diffusion(cfg: DictConfig) -> GaussianDiffusion:
 
 def directory_of(cfg: DictConfig) -> Path:
     """Return the results directory for a run without a checkpoint."""
-    return run_directory("denoise", cfg.paths.outputs, overrides_with_effect("denoise"), not_identity=cfg.not_identity)
+    overrides = overrides_with_effect("denoise", not_identity=cfg.not_identity)
+    return run_directory("denoise", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, int]:

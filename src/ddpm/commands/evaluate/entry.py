@@ -205,9 +205,8 @@ def mnist(cfg: DictConfig) -> DictConfig:
 
 
 def directory_of_samples(cfg: DictConfig) -> Path:
-    return run_directory(
-        "evaluate", cfg.paths.outputs, overrides_with_effect("evaluate"), not_identity=cfg.not_identity
-    )
+    overrides = overrides_with_effect("evaluate", not_identity=cfg.not_identity)
+    return run_directory("evaluate", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 # Both ---------------------------------------------------------------------------------------------------------------
