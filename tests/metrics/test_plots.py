@@ -102,6 +102,6 @@ def test_evaluations_that_differ_in_more_than_the_cost_are_different_lines():
     changes += [{"weights": "EMA of length 0.1"}, {"variance": "large"}, {"network_evaluations": 40}]
     rows = [base | change for change in changes]
     for plot in (plots.quality_cost, plots.quality_scale):
-        names = [text.get_text() for text in plot(rows).axes[0].get_legend().get_texts()]
+        names = [text.get_text() for text in plot(rows).legends[0].get_texts()]
         assert len(names) == len(rows) - 1  # the last differs in the cost alone
         assert "ddim, trailing, small, EMA, cfg, interval [0, 9]" in names

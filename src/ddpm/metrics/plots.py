@@ -183,7 +183,7 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
     figure.axes[0].set_ylabel("Fréchet distance / that of real images")
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    _legend_above(figure)
     return figure
 
 
@@ -202,6 +202,12 @@ def _lines(rows: Sequence[Mapping[str, Any]], more: Mapping[str, str]) -> dict[s
     return lines
 
 
+def _legend_above(figure: "Figure") -> None:
+    """Write the legend above the plots: the path of a weaker model is too long for a place inside."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=7, loc="outside upper left")
+
+
 def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Plot the Fréchet distance divided by its floor, and the share of samples as asked, against guidance's scale.
 
@@ -217,5 +223,5 @@ def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     for axes, (key, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
         _draw_lines(axes, lines, "guidance_scale", key)
         axes.set(xlabel="scale of guidance", ylabel=label)
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    _legend_above(figure)
     return figure
