@@ -497,7 +497,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     limits = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
     return {
-        "command": shlex.join(["scripts/benchmark", *sys.argv[1:]]),
+        "command": shlex.join([f"scripts/{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {name: found for name in names if (found := release(name))},
         "device": device_name(torch.device(args.device)),
         "processor": info.get("model name", platform.processor()),

@@ -38,8 +38,11 @@ installed_extras() { sed -n '4,$p' "$stamp" 2>/dev/null || true; }
 is_current() {
     local extra
     [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(head -n 3 "$stamp")" = "$(wanted)" ] || return 1
-    if installed_extras | grep -qx dev; then return 0; fi # dev contains all others
     for extra in $extras; do
+        case $extra in
+        wandb | mlflow) ;;
+        *) if installed_extras | grep -qx dev; then continue; fi ;; # dev contains the others
+        esac
         installed_extras | grep -qx "$extra" || return 1
     done
 }

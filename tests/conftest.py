@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # Before ddpm is imported: the hook changes modules while they are loaded.
@@ -25,10 +26,31 @@ if "DDPM_DATA_DIR" in os.environ:
 SLOW_TIMEOUT = 1200  # seconds a test
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where tests marked cuda run; cpu tries them without a GPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needs_gpu = config.getoption("--device") == "cuda" and not torch.cuda.is_available()
     for item in items:
+        if needs_gpu and item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; scripts/gpu runs it there"))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the accelerator of a test marked cuda: "cuda", or what --device says."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # it rounds float32 to 10 bits
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it
+    return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the accelerator of a test that runs on the CPU, and on a GPU where there is one."""
+    return str(request.getfixturevalue("gpu") if request.param == "cuda" else request.param)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm.devices import to_device
 from ddpm.errors import UserError
 
 GOLDEN_RATIO = (1 + 5**0.5) / 2
@@ -67,7 +68,7 @@ class ImageNoise:
     def __call__(self, like: Tensor) -> Tensor:
         """Fresh noise in the shape of `like`, [B, ...], and on its device."""
         noise = [torch.randn(like.shape[1:], generator=generator) for generator in self.generators]
-        return torch.stack(noise).to(like.device)
+        return to_device(torch.stack(noise), like.device)
 
 
 def evenly_spread(indices: Tensor, shift: float = 0.0) -> Tensor:

@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from ddpm.data import MNISTMini
+from ddpm.commands.evaluate.entry import mnist
+from ddpm.config import build, conf_dir
+from ddpm.data import MNIST, MNISTMini
 
 QUALITY = ["trainer=cpu", "num_images=0", "num_samples=100"]
 
@@ -91,6 +94,13 @@ def test_a_sweep_ends_with_one_table_and_one_picture_of_all_samplers(ddpm_here, 
     assert rows == [("ancestral", 30), ("ddim", 2), ("sde_dpm_solver", 3)]
     with Image.open(folder / "quality_cost.png") as picture:
         assert picture.width > 500
+
+
+def test_given_samples_are_judged_beside_mnist_unless_data_is_set(tmp_path):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        data = build(mnist(compose("evaluate", [f"paths.data={tmp_path}", "seed=3"])))
+    assert isinstance(data, MNIST)
+    assert (data.root, data.seed) == (tmp_path, 3)
 
 
 @pytest.mark.parametrize(

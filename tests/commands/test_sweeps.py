@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from killed_runs import differences, final_state
+from killed_runs import SIGNAL_AT_STEP, differences, final_state, from_sweep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tensorboard.plugins.hparams import plugin_data_pb2  # type: ignore[import-untyped]
 
@@ -77,12 +77,13 @@ def test_a_sweep_with_an_impossible_job_starts_none_and_a_dry_run_writes_nothing
 
 
 @pytest.mark.slow
-def test_two_sweeps_of_the_same_grid_share_its_jobs(tmp_path):
-    sweeps = [start(tmp_path, *QUICK, "seed=0,1", "-m", stdout=subprocess.PIPE) for _ in range(2)]
-    outputs = [sweep.communicate(timeout=240) for sweep in sweeps]
-    assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
+def test_two_sweeps_of_the_same_grid_share_its_jobs(ddpm_here, tmp_path):
+    sweep = start(tmp_path, *QUICK, "seed=0,1", "-m", stdout=subprocess.PIPE)
+    here = ddpm_here("train", *QUICK, "seed=0,1", "-m")
+    screen, message = sweep.communicate(timeout=240)
+    assert [sweep.returncode, here.returncode] == [0, 0], message + here.stderr
     assert states(tmp_path) == {0: "finished", 1: "finished"}
-    trained = [line for screen, _ in outputs for line in screen.splitlines() if line.startswith("Training: ")]
+    trained = [line for line in (screen + here.stdout).splitlines() if line.startswith("Training: ")]
     assert len(trained) == len(set(trained)) == 2
     for run in runs(tmp_path).values():
         assert len(list(run.glob("events*"))) == 1
@@ -163,26 +164,24 @@ def test_a_dead_rank_fails_its_job_alone_and_a_dead_sweep_stops_its_job(tmp_path
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_ends_with_the_results_of_one_left_alone(ddpm_here, tmp_path):
+def test_a_killed_sweep_ends_with_the_results_of_one_left_alone(ddpm_here, ddpm_cli, tmp_path):
     """kill -9 in the middle of the second job, and then the same command again."""
-    grid = [*TINY, "trainer.max_steps=60", "trainer.val_check_interval=30", "checkpoint.every_steps=3"]
+    grid = [*TINY, "trainer.max_steps=6", "checkpoint.every_steps=3", SIGNAL_AT_STEP]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
+    environment = from_sweep(5, "SIGKILL")
+    alone = {"PYTHONPATH": environment["PYTHONPATH"]}
     for seed in (0, 1):
-        assert ddpm_here("train", *grid, f"seed={seed}", cwd=undisturbed).returncode == 0
+        assert ddpm_here("train", *grid, f"seed={seed}", cwd=undisturbed, env=alone).returncode == 0
 
-    sweep = start(disturbed, *grid, "seed=0,1", "-m")
-    while not (1 in runs(disturbed) and (runs(disturbed)[1] / "checkpoints" / "last.ckpt").exists()):
-        assert sweep.poll() is None
-        time.sleep(0.01)
-    sweep.kill()
-    os.kill(ranks(disturbed, 1)[0], signal.SIGKILL)  # a job has a session of its own
-    sweep.communicate()
+    assert ddpm_here("train", *grid, "seed=0", cwd=disturbed, env=alone).returncode == 0
+    sweep = ddpm_cli("train", *grid, "seed=0,1", "-m", cwd=disturbed, env=environment)
+    assert sweep.returncode == -signal.SIGKILL, sweep.stderr
     assert states(disturbed) == {0: "finished", 1: "running"}
-    done = ddpm_here("train", *grid, "seed=0,1", "-m", cwd=disturbed)
+    done = ddpm_here("train", *grid, "seed=0,1", "-m", cwd=disturbed, env=alone)
     assert done.returncode == 0, done.stderr
-    assert "Continuing from step" in done.stdout
+    assert "Continuing from step 3" in done.stdout
 
     expected, found = runs(undisturbed), runs(disturbed)
     assert found.keys() == expected.keys()

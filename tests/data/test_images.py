@@ -103,6 +103,19 @@ def test_images_on_the_device_are_fetched_there():
     assert data.split("validation").images.device.type == "cpu"
 
 
+def test_batches_from_the_device_are_those_of_the_cpu(device):
+    found = []
+    for accelerator, on_device in (("cpu", False), (device, False), (device, True)):
+        data = numbers(on_device=on_device)
+        data.trainer = L.Trainer(accelerator=accelerator, logger=False, enable_checkpointing=False)
+        images, labels = zip(*islice(data.train_dataloader(), 3), strict=True)
+        assert images[0].device.type == (accelerator if on_device else "cpu")
+        found.append((torch.cat(images).cpu(), torch.cat(labels).cpu()))
+    for images, labels in found[1:]:
+        assert torch.equal(images, found[0][0])
+        assert torch.equal(labels, found[0][1])
+
+
 def test_images_on_the_device_take_no_workers():
     with pytest.raises(ValueError, match="on_device=true needs num_workers=0"):
         numbers(on_device=True, num_workers=2)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ import torch
 from command_line import Answer, run_here, run_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from ddpm.training.callbacks import LastCheckpoint
+
 TIMED = ("images/s", "watch/images/s")
 """measured times: equal runs log them at the same steps, with different values"""
-STEP, SIGNALS = "TEST_SIGNAL_STEP", "TEST_SIGNALS"
+STEP, SIGNALS, TO_SWEEP = "TEST_SIGNAL_STEP", "TEST_SIGNALS", "TEST_SIGNAL_TO_SWEEP"
 """environment variables for `SignalAtStep`"""
+SIGNAL_AT_STEP = "+callbacks.signals._target_=killed_runs.SignalAtStep"
+"""the override that adds this callback to a run"""
 TINY = [
     "data=mnist_mini", "data.batch_size=16", "data.validation_size=9488", "model=unet_tiny", "model.channels=8",
     "model.multipliers=[1,2]", "model.attention=[]", "model.dropout=0.1", "trainer=cpu", "trainer.max_steps=6",
@@ -26,12 +31,30 @@ TINY = [
 
 
 class SignalAtStep(L.Callback):
-    """Sends the signals in the variable `SIGNALS` to its own process, before the step in the variable `STEP`."""
+    """Sends the signals in the variable `SIGNALS` to its own process, before the step in the variable `STEP`.
+
+    With the variable `TO_SWEEP`, a job sends them to its sweep first. SIGKILL then goes to both; the sweep forwards
+    other signals, and the job waits for them.
+    """
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if str(trainer.global_step) == os.environ.get(STEP):
-            for name in os.environ[SIGNALS].split():
-                os.kill(os.getpid(), signal.Signals[name])
+        if str(trainer.global_step) != os.environ.get(STEP):
+            return
+        for name in os.environ[SIGNALS].split():
+            number = signal.Signals[name]
+            if TO_SWEEP in os.environ:
+                os.kill(os.getppid(), number)
+                if number != signal.SIGKILL:
+                    (last,) = (c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
+                    while last.signal != number:
+                        time.sleep(0.01)
+                    continue
+            os.kill(os.getpid(), number)
+
+
+def from_sweep(step: int, number: str) -> dict[str, str]:
+    """Return the environment of a sweep whose jobs have SIGNAL_AT_STEP: a job that begins `step` signals the sweep."""
+    return {"PYTHONPATH": str(Path(__file__).parent), STEP: str(step), SIGNALS: number, TO_SWEEP: "1"}
 
 
 def train(
@@ -42,7 +65,7 @@ def train(
     A run that gets SIGKILL has a process of its own. Other runs are made in this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["train", *arguments, "+callbacks.signals._target_=killed_runs.SignalAtStep"]
+    command = ["train", *arguments, SIGNAL_AT_STEP]
     environment = {**(env or {}), STEP: str(at), SIGNALS: send}
     if at is None or send != "SIGKILL":
         return run_here(*command, cwd=folder, env=environment)

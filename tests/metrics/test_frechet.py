@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ddpm.metrics.frechet import frechet_distance
 
@@ -36,3 +37,23 @@ def test_error_is_the_spread_of_repeated_draws(shift, least, most):
     spread = torch.tensor([estimate.mean for estimate in estimates]).std().item()
     stated = torch.tensor([estimate.se for estimate in estimates]).mean().item()
     assert least < stated / spread < most
+
+
+def test_features_without_any_spread():
+    """The distance from one point is |μ₁-μ₂|² + tr Σ₂, with no error because each draw would be this point."""
+    reference = with_moments(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    point = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64).expand(20, 3)
+    assert frechet_distance(point, reference) == pytest.approx((5 + 3, 0))
+    assert frechet_distance(reference, point).mean == pytest.approx(5 + 3)
+    assert frechet_distance(point, point) == (0, 0)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(30, 400, 8), (30, 400, 60), (60, 40, 80)])
+def test_the_value_is_that_of_torchmetrics_also_for_fewer_points_than_features(n, m, d):
+    samples, reference = normal(n, d, seed=1) * 2 + 0.5, normal(m, d, seed=2)
+    network = torch.nn.Identity()
+    network.num_features = d
+    theirs = FrechetInceptionDistance(feature=network)
+    theirs.update(samples, real=False)
+    theirs.update(reference, real=True)
+    assert frechet_distance(samples, reference).mean == pytest.approx(theirs.compute().item(), rel=1e-5)

@@ -92,3 +92,16 @@ def test_an_animation_has_every_frame(tmp_path, channels):
 def colours(path):
     with Image.open(path) as picture:
         return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def test_evaluations_that_differ_in_more_than_the_cost_are_different_lines():
+    base = {"sampler": "ddim", "spacing": "trailing", "variance": "small", "weights": "EMA", "guidance": "cfg"}
+    base |= {"guidance_scale": 2.0, "guidance_interval": None, "sampler_steps": 10, "network_evaluations": 20}
+    base |= {"seconds_per_1000_images": 1.0, "quality/fd_test_ratio": 2.0, "quality/fd_test_ratio_se": 0.1}
+    changes = [{}, {"guidance": "autoguidance by best.ckpt"}, {"guidance_interval": [0, 9]}, {"spacing": "uniform"}]
+    changes += [{"weights": "EMA of length 0.1"}, {"variance": "large"}, {"network_evaluations": 40}]
+    rows = [base | change for change in changes]
+    for plot in (plots.quality_cost, plots.quality_scale):
+        names = [text.get_text() for text in plot(rows).legends[0].get_texts()]
+        assert len(names) == len(rows) - 1  # the last differs in the cost alone
+        assert "ddim, trailing, small, EMA, cfg, interval [0, 9]" in names

@@ -62,6 +62,11 @@ def test_weights_that_cannot_be_downloaded_are_named_with_their_place(tmp_path, 
         Inception()
 
 
+def test_features_that_are_not_finite_are_refused(digits):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        features_of(lambda images: images.flatten(1).float().log(), digits)
+
+
 class Evil:
     def __reduce__(self):
         return print, ("code of a file of weights ran",)

@@ -95,7 +95,7 @@ def extras(clone: Path) -> list[str]:
 
 
 def test_scripts_are_bash_and_keep_their_line_ends():
-    for script in ("run", "test", "benchmark", "reproduce", "setup.sh", "../.ci/run"):
+    for script in ("run", "test", "benchmark", "gpu", "reproduce", "setup.sh", "../.ci/run"):
         subprocess.run(["bash", "-n", SCRIPTS / script], check=True)
     command = ["git", "check-attr", "eol", "--", "scripts/run"]
     attribute = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
@@ -124,7 +124,9 @@ def test_run_installs_what_is_missing_and_nothing_twice(clone):
 
     assert "lint failed" in run(clone, script="test")[2]  # this clone has no ruff
     assert extras(clone) == ["dev", "ray"]
-    assert run(clone, "train", "hydra/sweeper=optuna")[2] == ""  # dev contains every extra
+    assert run(clone, "train", "hydra/sweeper=optuna")[2] == ""  # dev contains it
+    assert "installed in" in run(clone, "train", "logger=[csv,mlflow]", "ckpt=hf://a/b")[2]
+    assert extras(clone) == ["dev", "hub", "mlflow", "ray"]
 
     before = builds(clone)
     (clone / "constraints.txt").write_text("# changed\n")
@@ -132,7 +134,7 @@ def test_run_installs_what_is_missing_and_nothing_twice(clone):
     link.symlink_to("a clone/scripts/run")
     assert subprocess.run([link], env=ENVIRONMENT, capture_output=True).returncode == 3
     assert builds(clone) >= before
-    assert extras(clone) == ["dev", "ray"]
+    assert extras(clone) == ["dev", "hub", "mlflow", "ray"]
 
 
 @pytest.mark.parametrize("version", ["3.9.6", "3.14.0"])

@@ -170,7 +170,7 @@ def test_results_of_different_runs_do_not_share_a_directory(tmp_path):
         (["model=unet_small", "objective/timesteps=uniform"], []),
         (["model=unet_tiny", "model.channels=16"], ["model=unet_tiny"]),
         (["model=unet_tiny", "model.channels=32"], ["model=unet_tiny", "model.channels=32"]),
-        (["experiment=quickstart", "data=mnist_mini", "optimizer.lr=1e-2"], ["experiment=quickstart"]),
+        (["experiment=quickstart", "data=mnist_mini", "optimizer.lr=1e-2"], []),
         (["seed=1", "data.seed=0"], ["seed=1", "data.seed=0"]),
         (
             ["~callbacks.speed", "+extra=1", "callbacks.best=null"],

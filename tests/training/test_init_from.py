@@ -11,7 +11,8 @@ from small import trained_a_little
 
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import FORMAT
-from ddpm.training.building import build_model, start_from
+from ddpm.training.building import build_model
+from ddpm.training.weights import start_from
 
 SMALL = ("data=mnist_mini", "model=unet_tiny", "model.channels=8", "model.multipliers=[1,2]", "model.attention=[]")
 

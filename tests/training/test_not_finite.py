@@ -11,8 +11,8 @@ from torch.optim import SGD
 
 from ddpm.diffusion import DDIM, Ancestral
 from ddpm.errors import UserError
-from ddpm.training.building import load_weights
 from ddpm.training.callbacks import LastCheckpoint
+from ddpm.training.weights import load_weights
 
 BAD = 3  # the batch whose loss or gradient is not finite
 

@@ -65,6 +65,17 @@ def test_progress_is_told(model, sampler, steps):
     assert seen == [3] * steps + [2] * steps
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("sampler", [DDIM(6), Ancestral(6)], ids=["ddim", "ancestral"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the second uses CUDA graphs
+def test_a_compiled_network_draws_the_same_images(gpu, mode, sampler):
+    model = trained_a_little(small_model()).eval().to(gpu)
+    images = model.sample(4, sampler, seed=0)
+    model.ema.module.compile(mode=mode)
+    for _ in range(3):  # CUDA graphs are recorded in the second call, and replayed in the third
+        torch.testing.assert_close(model.sample(4, sampler, seed=0), images, rtol=0, atol=1e-3)
+
+
 class OneImage(Shades):
     """A white ring, and nothing else."""
 

@@ -211,11 +211,11 @@ def test_the_losses_by_quarter_are_those_of_the_step_they_are_logged_at():
         assert log.of(f"train/loss_q{q + 1}") == pytest.approx(expected)
 
 
-def test_bfloat16_trains_float32_weights_to_about_the_same():
+def test_bfloat16_trains_float32_weights_to_about_the_same(device):
     logs = {}
     for precision in ("32-true", "bf16-mixed"):
         log, model = Rows(), trained_a_little(small_model(optimizer=partial(SGD, lr=0.1)))
-        fit(model, 5, precision=precision, logger=log, log_every_n_steps=1)
+        fit(model, 5, accelerator=device, precision=precision, logger=log, log_every_n_steps=1)
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         logs[precision] = torch.tensor(list(log.of("train/loss").values()))
     torch.testing.assert_close(logs["bf16-mixed"], logs["32-true"], rtol=0.02, atol=0)

@@ -97,7 +97,11 @@ def run(cfg: DictConfig) -> None:
     }
     write_json(directory / "metrics.json", final_errors(chains) | facts)
     display.console.print(error_table(chains, diffusion))
-    ckpt = ckpt_override(checkpoint)
+    if checkpoint is None:
+        following = ["ddpm train experiment=quickstart", "ddpm denoise ckpt=outputs/train/quickstart/base"]
+    else:
+        ckpt = ckpt_override(checkpoint)
+        following = [f"ddpm denoise {ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate {ckpt}"]
     display.results(
         directory,
         [
@@ -106,9 +110,7 @@ def run(cfg: DictConfig) -> None:
             "denoise.gif: the reverse chains as an animation",
             "error.png, error.csv: the distance to x_0 over the timesteps",
         ],
-        ["ddpm train experiment=quickstart", "ddpm denoise ckpt=outputs/train/quickstart/base"]
-        if checkpoint is None
-        else [f"ddpm denoise {ckpt} image_index={cfg.image_index + 1}", f"ddpm evaluate {ckpt}"],
+        following,
     )
 
 
@@ -143,7 +145,8 @@ def build_diffusion(cfg: DictConfig) -> GaussianDiffusion:
 
 def directory_of(cfg: DictConfig) -> Path:
     """Return the results directory for a run without a checkpoint."""
-    return run_directory("denoise", cfg.paths.outputs, overrides_with_effect("denoise"), not_identity=cfg.not_identity)
+    overrides = overrides_with_effect("denoise", not_identity=cfg.not_identity)
+    return run_directory("denoise", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, int]:

@@ -291,6 +291,7 @@ def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
     hydra = HydraConfig.get()
     of_run, mark = results_name([run_of(checkpoint)], cfg.paths.outputs)
     assert hydra.job.config_name is not None
-    overrides = run_name(overrides_with_effect(hydra.job.config_name), [*cfg.not_identity, "ckpt"])
+    not_identity = [*cfg.not_identity, "ckpt"]
+    overrides = run_name(overrides_with_effect(hydra.job.config_name, not_identity=not_identity), not_identity)
     last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
     return user_path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)

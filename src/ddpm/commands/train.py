@@ -35,7 +35,7 @@ from ddpm.runs import (
     write_provenance,
 )
 from ddpm.secrets import mask_values
-from ddpm.training.building import build_model, start_from
+from ddpm.training.building import build_model
 from ddpm.training.callbacks import SamplePictures
 from ddpm.training.hardware import is_first_process, runs_elsewhere
 from ddpm.training.loggers import build_loggers, check_loggers, log_config, log_swept, logger_nodes
@@ -50,6 +50,7 @@ from ddpm.training.trainer import (
     why_stopped,
 )
 from ddpm.training.trainer_options import check_callbacks, check_decay, check_trainer, limit_epochs, steps_to_make
+from ddpm.training.weights import start_from
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -113,9 +114,8 @@ def prepare(cfg: DictConfig) -> Job:
         UserError: the run would be refused.
     """
     experiment = HydraConfig.get().runtime.choices.get("experiment")
-    directory = run_directory(
-        "train", cfg.paths.outputs, overrides_with_effect("train"), experiment, cfg.not_identity, cfg.name
-    )
+    overrides = overrides_with_effect("train", not_identity=cfg.not_identity)
+    directory = run_directory("train", cfg.paths.outputs, overrides, experiment, cfg.not_identity, cfg.name)
     cfg.paths.run = str(directory)
     cfg.restart = cfg.restart and not slurm.is_requeued()  # else a preempted job would restart each time
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]

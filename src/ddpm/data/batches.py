@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ddpm.devices import to_device
 from ddpm.seeding import Stream, generator
 
 
@@ -22,7 +23,7 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return images [B, C, H, W] and labels [B]. The DataLoader reads whole batches if this method exists."""
-        indices = indices.to(self.images.device)
+        indices = to_device(indices, self.images.device)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddpm.data.augmentation import Augmentation
 from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_in_order
+from ddpm.devices import copies_ahead, to_device
 from ddpm.errors import UserError
 from ddpm.seeding import Stream, generator
 
@@ -153,7 +154,7 @@ class ImageData(LightningDataModule, ABC):
             draws = generator(Stream.AUGMENTATION, self.seed, batches_done(self.trainer))
             drawn = self.augmentation.draw(len(images) * world_size, draws)  # for the global batch
             mine = drawn[rank * len(images) : (rank + 1) * len(images)]
-            images = self.augmentation.apply(images, mine.to(images.device))
+            images = self.augmentation.apply(images, to_device(mine, images.device))
         return to_model_range(images), labels
 
     def _loader_in_order(self, name: str) -> DataLoader[Any]:
@@ -169,6 +170,9 @@ class ImageData(LightningDataModule, ABC):
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=not self.on_device
+            and self.trainer is not None
+            and copies_ahead(self.trainer.strategy.root_device),
             # Each iteration draws a seed for the workers. It must not change the state of the global generator.
             generator=torch.Generator(),
         )

@@ -9,8 +9,17 @@ from .precision import device_name
 from .processes import map_over_processes
 from .selection import count_devices, lightning_arguments
 from .sharding import shard
+from .transfer import copies_ahead, to_device
 
-__all__ = ["count_devices", "device_name", "lightning_arguments", "map_over_processes", "shard"]
+__all__ = [
+    "copies_ahead",
+    "count_devices",
+    "device_name",
+    "lightning_arguments",
+    "map_over_processes",
+    "shard",
+    "to_device",
+]
 
 sharding.register()
 xpu.register()

@@ -50,8 +50,10 @@ class WeightedMSE(Objective):
         x_t = diffusion.q_sample(x0, t, eps)
         output = network(x_t, t, **condition)
         squared_error = (output.float() - diffusion.target(x0, x_t, t, eps)).square().mean(dim=(1, 2, 3))
-        weights = self.weights(diffusion).float().to(t.device)
-        return weights[t] * squared_error
+        weights = self.weights(diffusion).float()
+        if t.is_cuda:  # the copy of pinned memory does not wait for the GPU
+            weights = weights.pin_memory()
+        return weights.to(t.device, non_blocking=t.is_cuda)[t] * squared_error
 
 
 class Simple(WeightedMSE):

@@ -169,16 +169,13 @@ def class_shares(samples: Tensor, real: Tensor) -> "Figure":
 
 
 def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Plot the Fréchet distance divided by its floor against network evaluations and time, one line for each sampler.
+    """Plot the Fréchet distance divided by its floor against network evaluations and time; lines join equal settings.
 
     Args:
         rows: the contents of `metrics.json` of each evaluation.
     """
     figure = _figure(9, 4)
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        guidance = f", guidance {scale:g}" if (scale := row.get("guidance_scale") or 1) != 1 else ""
-        lines.setdefault(f"{row['sampler']}, {row['spacing']}, {row['variance']}{guidance}", []).append(row)
+    lines = _lines(rows, {"guidance_scale": "scale"})
     costs = {"network_evaluations": "network evaluations", "seconds_per_1000_images": "seconds per 1,000 images"}
     for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
         _draw_lines(axes, lines, cost, "quality/fd_test_ratio")
@@ -186,8 +183,29 @@ def quality_cost(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis)
     figure.axes[0].set_ylabel("Fréchet distance / that of real images")
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    _legend_above(figure)
     return figure
+
+
+WAYS = {"spacing": "", "variance": "", "weights": "", "guidance": "", "guidance_interval": "interval"}
+"""in what evaluations of a checkpoint may differ besides the sampler: words of the legend, by key of metrics.json"""
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], more: Mapping[str, str]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of each line by its name in the legend, which states what is not equal in all rows."""
+    ways = {**WAYS, **more}
+    differ = [key for key in ways if len({repr(row.get(key)) for row in rows}) > 1]
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        words = [f"{ways[key]} {row.get(key)}".strip() for key in differ if row.get(key) is not None]
+        lines.setdefault(", ".join([row["sampler"], *words]), []).append(row)
+    return lines
+
+
+def _legend_above(figure: "Figure") -> None:
+    """Write the legend above the plots: the path of a weaker model is too long for a place inside."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=7, loc="outside upper left")
 
 
 def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -197,11 +215,7 @@ def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         rows: the contents of `metrics.json` of each evaluation.
     """
     figure = _figure(9, 4)
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["guidance_scale"]):
-        interval = f", interval {row['guidance_interval']}" if row["guidance_interval"] else ""
-        steps = row["sampler_steps"]
-        lines.setdefault(f"{row['guidance']}, {row['sampler']}, {steps} steps{interval}", []).append(row)
+    lines = _lines(sorted(rows, key=lambda row: row["guidance_scale"]), {"sampler_steps": "steps"})
     shown = {
         "quality/fd_test_ratio": "Fréchet distance / that of real images",
         "quality/as_asked": "share classified as asked",
@@ -209,5 +223,5 @@ def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     for axes, (key, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
         _draw_lines(axes, lines, "guidance_scale", key)
         axes.set(xlabel="scale of guidance", ylabel=label)
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    _legend_above(figure)
     return figure

@@ -36,14 +36,18 @@ def task_overrides() -> list[str]:
     return overrides
 
 
-def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) -> list[str]:
+def overrides_with_effect(
+    command: str, overrides: Sequence[str] | None = None, not_identity: Iterable[str] = ()
+) -> list[str]:
     """Return the overrides that change the config of a command. If a key has several overrides, the last one counts.
 
     An override of a value has no effect if the selected options of the config groups set the same value. An override
-    of a config group has no effect if the config is the same without the override.
+    of a config group has no effect if the config is the same without the override. The answer takes a tenth of a second
+    for each config that has to be composed, so overrides that do not identify a run are left out without the question.
 
     Args:
         overrides: the overrides to filter. None means the overrides of the current job.
+        not_identity: as in `identity_overrides`.
     """
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(
@@ -68,7 +72,11 @@ def overrides_with_effect(command: str, overrides: Sequence[str] | None = None) 
             return others != defaults(options)
         return override.is_delete() or defaults(options).get(key, override) != override.value()
 
-    return [str(override.input_line) for key, override in last.items() if has_effect(key, override)]
+    return [
+        str(override.input_line)
+        for key, override in last.items()
+        if _identifies(override, not_identity) and has_effect(key, override)
+    ]
 
 
 @lru_cache(maxsize=256)
@@ -134,15 +142,20 @@ def identity_overrides(overrides: Iterable[str], not_identity: Iterable[str] = (
     Left out are overrides of Hydra, the override of `experiment`, and the keys in `not_identity`. An entry `logger` of
     `not_identity` covers `logger=none` and `logger.name=x`; an entry `logger=` covers only `logger=none`.
     """
-    ignored = {"hydra", "experiment", *not_identity}
     items = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element().lstrip("+~")
-        parts = re.split(r"[./]", override.key_or_group)
-        above = {".".join(parts[: i + 1]) for i in range(len(parts))}
-        if above.isdisjoint(ignored) and f"{override.key_or_group}=" not in ignored:
+        if _identifies(override, not_identity):
             items[key] = MASK if is_secret(key) else mask(_value(override))
     return dict(sorted(items.items()))
+
+
+def _identifies(override: Override, not_identity: Iterable[str]) -> bool:
+    """Return whether the override is one of those that `identity_overrides` keeps."""
+    ignored = {"hydra", "experiment", *not_identity}
+    parts = re.split(r"[./]", override.key_or_group)
+    above = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    return above.isdisjoint(ignored) and f"{override.key_or_group}=" not in ignored
 
 
 def _value(override: Override) -> str:

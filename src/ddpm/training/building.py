@@ -1,4 +1,4 @@
-"""The model that a config describes, and the model of a checkpoint."""
+"""Build the model of a config, and the model of a checkpoint."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -20,13 +20,14 @@ from ddpm.errors import UserError
 from ddpm.runs.checkpoints import config_of, load_checkpoint
 from ddpm.seeding import Stream, seed_at
 from ddpm.training.module import DDPM
+from ddpm.training.weights import fits, load_weights, misfit, shortened
 
 
 def build_model(config: Mapping[str, Any]) -> DDPM:
-    """The untrained model of a resolved `conf/train.yaml`; its weights follow from the seed.
+    """Return the untrained model of a resolved `conf/train.yaml`. The seed determines its weights.
 
     Raises:
-        UserError: settings that do not go together.
+        UserError: settings contradict each other, or the network needs more memory than the machine has.
     """
     _check_memory(config)
     torch.manual_seed(seed_at(Stream.INITIAL_WEIGHTS, config["seed"]))
@@ -40,7 +41,7 @@ MAX_MODULES = 20_000
 def _check_memory(config: Mapping[str, Any]) -> None:
     """Raise a UserError if the network of a config and its average do not fit into the memory of the machine.
 
-    The network is built on the meta device. What else is wrong with it is left to the real one.
+    The network is built on the meta device. Other mistakes in it are found when the real one is built.
     """
     left = MAX_MODULES
 
@@ -74,14 +75,14 @@ Build = Callable[..., Any]
 
 
 def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Collection[str] | None = None) -> DDPM:
-    """The model of a checkpoint, in evaluation mode.
+    """Return the model of a checkpoint, in evaluation mode.
 
-    A checkpoint runs no code of its own: module, network and diffusion are built only from targets that a YAML of the
-    config path names. The objective and the optimizer are built by the same rule. Where they cannot be, the model
-    samples, and raises the reason when it is trained or validated.
+    A checkpoint cannot run code of its own: only targets that a YAML of the config path names are built. If the target
+    of the objective or of the optimizer is not among them, the model still samples; it raises an error when it is
+    trained or validated.
 
     Args:
-        trusted: the targets that may be built; those of the project's own YAMLs if None.
+        trusted: the targets that may be built. None means those in the YAMLs of the project.
 
     Raises:
         UserError: the file is missing, damaged, no checkpoint of ddpm, or names a target that is not trusted.
@@ -108,17 +109,17 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
         _check_size(config, checkpoint["state_dict"], build_trusted)
         model = _build(config, build_trusted, build_or_postpone)
     except UserError as error:
-        raise UserError(f"{path}: {_shortened(error)}") from error
+        raise UserError(f"{path}: {shortened(error)}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path} describes no model that can be built: {type(error).__name__}: {_shortened(error)}"
+            f"{path} describes no model that can be built: {type(error).__name__}: {shortened(error)}"
         ) from error
     load_weights(model, path, checkpoint)
     return model.to(map_location).eval()
 
 
 PARTS = ("module", "model", "diffusion", "objective", "optimizer", "ema", "seed", "data")
-"""of a checkpoint's config, that are read to build its model"""
+"""the parts of a checkpoint's config from which its model is built"""
 MAX_STEPS = 10**6
 """of a diffusion"""
 MAX_IMAGE = 2**26
@@ -158,92 +159,8 @@ def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], build_
         more_hooks.remove()
     for name, weight in network.state_dict().items():
         saved = weights.get(f"network.{name}")
-        if saved is None or not _fits(saved, weight):
-            raise UserError(f"its weights are of another network: {_misfit(name, saved, weight)}.")
-
-
-def _fits(saved: Tensor, weight: Tensor) -> bool:
-    return saved.shape == weight.shape and saved.is_floating_point() == weight.is_floating_point()
-
-
-def _misfit(name: str, saved: Tensor | None, weight: Tensor) -> str:
-    """Return in words how the saved tensor of this name differs from the model's."""
-    if saved is None:
-        found = "is not there"
-    elif saved.shape != weight.shape:
-        found = f"is of shape {list(saved.shape)[:8]}"
-    else:
-        found = f"has the type {saved.dtype}"
-    return f"{name} must be of shape {list(weight.shape)}, and {found}"
-
-
-def load_weights(model: DDPM, path: Path, checkpoint: Mapping[str, Any] | None = None) -> None:
-    """Give `model` the weights, and their average, of a checkpoint with the same network.
-
-    Args:
-        checkpoint: what the file holds, if it has been read.
-
-    Raises:
-        UserError: the file is missing, damaged, no checkpoint of ddpm, or holds another network or weights that are
-            not finite.
-    """
-    state = (checkpoint or load_checkpoint(path))["state_dict"]
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"the weights in {path} are of another network: {_shortened(error)}") from error
-    try:
-        model.check_finite(state)
-    except UserError as error:
-        raise UserError(f"{path} cannot be used: {error}") from error
-
-
-def start_from(model: DDPM, path: Path, partial: bool) -> list[str]:
-    """Give a new model the weights, and their average, of a checkpoint, for a run with `init_from`.
-
-    Args:
-        partial: take the tensors whose name and shape fit, and leave the others as they are.
-
-    Returns:
-        What was not taken, in lines; empty if all was.
-
-    Raises:
-        UserError: weights do not fit and `partial` is false, or none fits; or the file cannot be read.
-    """
-    checkpoint = load_checkpoint(path)
-    saved, own = checkpoint["state_dict"], model.state_dict()
-    misfits = {
-        name: _misfit(name, saved.get(name), weight)
-        for name, weight in own.items()
-        if name not in saved or not _fits(saved[name], weight)
-    }
-    unknown = saved.keys() - own.keys()
-    left_out = [name for name in (*misfits, *sorted(unknown)) if not name.startswith("ema.")]  # the network's again
-    if not left_out:
-        load_weights(model, path, checkpoint)
-        return []
-    first = misfits.get(left_out[0], f"the model has no {left_out[0]}")
-    if not partial:
-        raise UserError(
-            f"init_from={path}: {len(left_out)} weights are of another network; {first}.\n"
-            "init_from_partial=true takes the weights that fit."
-        )
-    taken = {name: value for name, value in saved.items() if name in own and name not in misfits}
-    if not any(name.startswith("network.") for name in taken):
-        raise UserError(f"init_from={path}: no weight fits this network; {first}.")
-    load_weights(model, path, checkpoint | {"state_dict": own | taken})
-    share = sum(value.numel() for value in taken.values()) / sum(value.numel() for value in own.values())
-    return [
-        f"init_from_partial: {100 * share:.3g} % of the weights are taken from {path}",
-        *_listed("keep their initial values", [name for name in left_out if name in own]),
-        *_listed("are not used", [name for name in left_out if name not in own]),
-    ]
-
-
-def _listed(what: str, names: list[str], at_most: int = 5) -> list[str]:
-    """Return a line that lists some of the names; none without names."""
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return [f"  {', '.join(names[:at_most])}{more} {what}"] if names else []
+        if saved is None or not fits(saved, weight):
+            raise UserError(f"its weights are of another network: {misfit(name, saved, weight)}.")
 
 
 def _build(config: Mapping[str, Any], build_part: Build, build_training: Build | None = None) -> DDPM:
@@ -278,13 +195,8 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     return model
 
 
-def _shortened(error: Exception) -> str:
-    """Return an error's message in a line of at most 500 characters. It may repeat what a checkpoint holds."""
-    return " ".join(str(error).split())[:500]
-
-
 def _raises(reason: str) -> Callable[..., NoReturn]:
-    """A function that raises a UserError."""
+    """Return a function that raises a UserError."""
 
     def function(*args: Any, **kwargs: Any) -> NoReturn:
         raise UserError(reason)

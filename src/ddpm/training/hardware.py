@@ -1,4 +1,4 @@
-"""The `trainer` settings that say where a command computes, for Lightning."""
+"""Convert the `trainer` settings for devices and processes to arguments of Lightning."""
 
 import logging
 import os
@@ -22,14 +22,16 @@ KEYS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 
 
 def lightning_arguments(trainer: DictConfig) -> dict[str, Any]:
-    """What Trainer and Fabric are given, with "auto" resolved.
+    """Return the arguments of Trainer and Fabric, with "auto" resolved.
 
     Raises:
-        UserError: a device that is not there, more than there are, a precision or a strategy that it lacks, or nodes
-            that would not find each other.
+        UserError: the device does not exist, has fewer units than asked for, or does not support the precision or the
+            strategy; or the nodes do not know each other's address.
     """
-    told = slurm.is_task() or "RANK" in os.environ or {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys()
-    if trainer.num_nodes > 1 and not told:
+    knows_address = (
+        slurm.is_task() or "RANK" in os.environ or {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= os.environ.keys()
+    )
+    if trainer.num_nodes > 1 and not knows_address:
         raise UserError(
             f"trainer.num_nodes={trainer.num_nodes}: start the same command on each node, with MASTER_ADDR and "
             "MASTER_PORT of the first one and NODE_RANK=0, 1 … in the environment, or with torchrun, or use "
@@ -42,23 +44,23 @@ def lightning_arguments(trainer: DictConfig) -> dict[str, Any]:
 
 
 def number_of_processes(trainer: DictConfig) -> int:
-    """How many work together, on all nodes.
+    """Return the number of processes on all nodes.
 
     Raises:
-        UserError: as `lightning_arguments`.
+        UserError: see `lightning_arguments`.
     """
-    if runs_elsewhere():  # on nodes that need not be like this one
+    if runs_elsewhere():  # those nodes may have other devices
         if not isinstance(trainer.devices, int):
-            raise UserError(f"trainer.devices={trainer.devices}: Slurm must be told a number.")
+            raise UserError(f"trainer.devices={trainer.devices}: Slurm needs a number.")
         return int(trainer.num_nodes * trainer.devices)
     arguments = lightning_arguments(trainer)
     return int(arguments["num_nodes"] * devices.count_devices(arguments["accelerator"], arguments["devices"]))
 
 
 def cluster_environment() -> list[Any]:
-    """Who starts the processes, for `plugins` of Trainer and Fabric. Empty where Lightning finds out by itself.
+    """Return the plugin for Trainer and Fabric that names the starter of the processes. Empty if Lightning detects it.
 
-    In a Slurm job without srun, Lightning would wait for processes that nobody starts.
+    In a Slurm job without srun, Lightning alone would wait for processes that nobody starts.
     """
     if TorchElasticEnvironment.detect() or "SLURM_NTASKS" not in os.environ:
         return []
@@ -66,7 +68,7 @@ def cluster_environment() -> list[Any]:
 
 
 def check_tasks(trainer: DictConfig) -> None:
-    """Raise a UserError if Slurm was asked for several tasks, and this process was started without srun for fewer."""
+    """Raise a UserError if this process was started without srun, and the Slurm job has another number of tasks."""
     tasks = slurm.number_of_tasks()
     if tasks == 1 or slurm.is_task() or TorchElasticEnvironment.detect():
         return
@@ -78,19 +80,19 @@ def check_tasks(trainer: DictConfig) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of those that work together, which alone writes; before they have met."""
-    # Of a node that Lightning itself has not started processes on yet, its rank_zero_only knows nothing.
+    """Return whether this is the first process of the run. Only that one writes. Works before the group is formed."""
+    # rank_zero_only knows the rank on this node, but not yet the node.
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return rank_zero_only.rank == 0 and int(node) == 0  # type: ignore[attr-defined]
 
 
 def runs_elsewhere() -> bool:
-    """Whether the job is to be queued in Slurm, and this process only checks it: the nodes have other devices."""
+    """Return whether this process only checks a job that Slurm will run, perhaps on other devices."""
     return not slurm.is_task() and HydraConfig.initialized() and "slurm" in HydraConfig.get().launcher["_target_"]
 
 
 def quieten_lightning() -> None:
-    """Leave out its tips, device lists and greetings of ranks: the commands say what they use themselves."""
+    """Hide Lightning's tips, device lists and greetings of ranks: our commands print what they use."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "The `srun` command is available")  # a cluster's login node trains too
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # users also train on a login node

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.tensorboard.summary import hparams
 
 from ddpm.config import build
-from ddpm.errors import UserError
+from ddpm.errors import UserError, install_hint
 from ddpm.runs import Run, write_json
 from ddpm.runs.files import read_json
 from ddpm.training.lightning_internals import with_prefix
@@ -87,7 +87,7 @@ def check_loggers(config: Mapping[str, Any] | None) -> None:
             raise UserError(f"logger.{name}._target_={target} is not a logger of Lightning.")
         for base, extra in EXTRAS.items():
             if issubclass(kind, base) and find_spec(extra) is None:
-                raise UserError(f"logger={extra} needs a package that is not installed: pip install -e '.[{extra}]'")
+                raise UserError(f"logger={extra} needs a package that is not installed: {install_hint(extra)}")
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         try:
             inspect.signature(kind).bind(**arguments)

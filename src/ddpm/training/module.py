@@ -1,12 +1,10 @@
-"""`DDPM`, the LightningModule that trains a network to reverse a diffusion process, and samples from it."""
+"""`DDPM`, the LightningModule: training and validation. Sampling is in its base class, `SamplingModel`."""
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Self
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -14,21 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from ddpm.data.batches import batches_done
-from ddpm.devices import shard
+from ddpm.devices import shard, to_device
 from ddpm.diffusion import (
-    Ancestral,
-    Autoguidance,
-    ClassifierFree,
     GaussianDiffusion,
-    Guidance,
     Objective,
-    Sampler,
-    SDEDPMSolverPP,
     Simple,
     vlb_terms,
 )
 from ddpm.diffusion.objective import uniform
-from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
 from ddpm.models.contract import check_network, num_classes_of
 from ddpm.runs.checkpoints import FORMAT
@@ -37,6 +28,8 @@ from ddpm.seeding import ImageNoise, Stream, evenly_spread, generator, seed_at
 from ddpm.training.averaging import moving_average
 from ddpm.training.learning_rate import warmup_and_decay
 from ddpm.training.lightning_internals import logged_step
+from ddpm.training.muon import whole_tensor
+from ddpm.training.sampling import SamplingModel
 
 LABEL_DROPOUT = 0.1
 """the default share of labels that training leaves out"""
@@ -44,8 +37,11 @@ LABEL_DROPOUT = 0.1
 DrawTimesteps = Callable[[int, int, torch.Generator], Tensor]
 """draw(batch_size, num_steps, generator) -> timesteps, int64 [B] on the CPU"""
 
+NEVER = 2**62
+"""an optimizer step that no run reaches"""
 
-class DDPM(L.LightningModule):
+
+class DDPM(SamplingModel):
     """A denoising diffusion model: trains `network` and keeps an exponential moving average of its weights in `ema`.
 
     Validation and sampling use the averaged weights. The timesteps and the noise of a training step depend only on the
@@ -103,7 +99,6 @@ class DDPM(L.LightningModule):
         self.optimizer = optimizer
         self.learning_rate_factor = warmup_and_decay(warmup_steps, decay_steps)
         self.num_classes = num_classes_of(network)
-        """of a class-conditional model; None for another"""
         if label_dropout is not None and self.num_classes is None:
             raise ValueError("label_dropout needs a class-conditional network: set model.num_classes.")
         self.label_dropout = LABEL_DROPOUT if label_dropout is None else label_dropout
@@ -112,6 +107,7 @@ class DDPM(L.LightningModule):
         self.seed = seed
         self.ema = moving_average(network, ema_decay)
         self.gradient_norm = torch.zeros(())
+        self.first_bad_step = torch.tensor(NEVER)  # the first whose gradient was not finite
         self.newest: dict[str, float] = {}  # the newest value of each metric from `log_now`
         names = ("loss", "bpd", "loss_q1", "loss_q2", "loss_q3", "loss_q4")
         # "disable" keeps NaN in the mean, so that `on_validation_epoch_end` finds it.
@@ -134,6 +130,7 @@ class DDPM(L.LightningModule):
             ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_gradients()
         checkpoint["format"] = FORMAT
         checkpoint["newest"] = self.newest
         self.check_finite(checkpoint["state_dict"])
@@ -155,11 +152,6 @@ class DDPM(L.LightningModule):
         """
         return {} if self.num_classes is None else {"labels": batch[1]}
 
-    def forward(self, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        """Return the output of the averaged network, [B, C, H, W]."""
-        output: Tensor = self.ema(x_t, t, **condition)
-        return output
-
     # Training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -171,23 +163,28 @@ class DDPM(L.LightningModule):
         draws = generator(Stream.DIFFUSION, self.seed, position)
         size = len(x0) * world_size
         mine = slice(rank * len(x0), (rank + 1) * len(x0))
-        t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine].to(x0.device)
-        eps = torch.randn(size, *self.image_shape, generator=draws)[mine].to(x0.device)
+        t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine]
+        eps = torch.randn(size, *self.image_shape, generator=draws)[mine]
+        t, eps = to_device(t, x0.device), to_device(eps, x0.device)
 
         condition = self.condition(batch)
         if self.num_classes is not None:
             left_out = torch.rand(size, generator=generator(Stream.LABELS, self.seed, position)) < self.label_dropout
-            condition["labels"] = condition["labels"].masked_fill(left_out[mine].to(x0.device), self.num_classes)
+            condition["labels"] = condition["labels"].masked_fill(
+                to_device(left_out[mine], x0.device), self.num_classes
+            )
 
         losses = self.objective(self.network, self.diffusion, x0, t, eps, **condition)
         loss = losses.mean()
         self.batch_loss = loss.detach()
-        self.log("train/loss", loss, prog_bar=True, logger=False)
+        if self.may_read_device:
+            # On the CPU, because Lightning reads what is on the progress bar after each batch.
+            self.log("train/loss", self.batch_loss.cpu(), prog_bar=True, logger=False)
         if self.logs_this_step:
             t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # now of the global batch
             self.log_now({"train/loss": losses.mean()})
             self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
-        # If the loss is not finite, this makes the gradient NaN in all processes, and `optimizer_step` raises an error.
+        # If the loss is not finite, this makes the gradient NaN in all processes, which `check_gradients` finds.
         return loss * (1 + 0 * self.batch_loss)
 
     @property
@@ -196,6 +193,15 @@ class DDPM(L.LightningModule):
         trainer = self.trainer
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         return batches % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0  # type: ignore[attr-defined]
+
+    @property
+    def may_read_device(self) -> bool:
+        """Whether reading a number from the device costs nothing in this step.
+
+        A number on the CPU is there at once. The CPU waits for a GPU only in steps that are logged, because otherwise
+        the GPU would be idle until the next step is queued.
+        """
+        return self.logs_this_step or self.device.type == "cpu"
 
     def log_now(self, values: Mapping[str, Tensor | float]) -> None:
         """Log training metrics immediately: Lightning's `log` would write them only after the step's checkpoint."""
@@ -223,32 +229,55 @@ class DDPM(L.LightningModule):
         weights = self.trained_parameters()
         limit = gradient_clip_val if gradient_clip_val and gradient_clip_val > 0 else math.inf
         by_value = gradient_clip_algorithm == "value"
-        self.gradient_norm = nn.utils.clip_grad_norm_(weights, math.inf if by_value else limit)  # before clipping
+        norm = nn.utils.clip_grad_norm_(weights, math.inf if by_value else limit)  # before clipping
+        self.gradient_norm = whole_tensor(norm)
         if by_value:
             nn.utils.clip_grad_value_(weights, limit)
         if self.logs_this_step:
             self.log_now({"train/grad_norm": self.gradient_norm})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make the optimizer step, check that its gradient was finite, and update the moving average.
+        """Make the optimizer step, note whether its gradient was finite, and update the moving average.
 
         Raises:
-            UserError: the loss or its gradient is not finite. No checkpoint of the new weights is written.
+            UserError: see `check_gradients`.
         """
         super().optimizer_step(*args, **kwargs)
-        # The check is here because updating the average waits for the device anyway.
-        if not self.gradient_norm.isfinite() and not self._scaler_skipped_step():
-            raise UserError(
-                f"the loss or its gradient is not finite at step {self.global_step} (gradient norm "
-                f"{float(self.gradient_norm)}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
-                "trainer.precision. The last checkpoint has finite weights."
-            )
+        if not self._scaler_skipped_step():
+            this_step = self.gradient_norm.isfinite() * NEVER + self.global_step  # beyond `NEVER` if it is finite
+            self.first_bad_step = torch.minimum(self.first_bad_step, this_step)
+        if self.may_read_device:
+            self.check_gradients()
         self.ema.update_parameters(self.network)
 
     def _scaler_skipped_step(self) -> bool:
         """Return whether the scaler skipped the step after a float16 overflow that a lower scale may avoid."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler is not None and scaler.get_scale() >= 1 and bool(self.batch_loss.isfinite())
+        if scaler is None or self.gradient_norm.isfinite():
+            return False
+        return scaler.get_scale() >= 1 and bool(self.batch_loss.isfinite())
+
+    def check_gradients(self) -> None:
+        """Check the gradients of all steps so far; this waits for the device.
+
+        On the CPU each step is checked. On a GPU the steps that are logged are, and the last one before a validation,
+        a checkpoint and the end.
+
+        Raises:
+            UserError: a loss or a gradient was not finite. No checkpoint of the weights after that step is written.
+        """
+        if (step := int(self.first_bad_step)) < NEVER:
+            raise UserError(
+                f"the loss or its gradient is not finite at step {step} (gradient norm {float(self.gradient_norm)} at "
+                f"step {self.global_step}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
+                "trainer.precision. The last checkpoint has finite weights."
+            )
+
+    def on_train_start(self) -> None:
+        self.first_bad_step = torch.tensor(NEVER, device=self.device)
+
+    def on_train_end(self) -> None:
+        self.check_gradients()
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # trainer.strategy=fsdp
@@ -266,6 +295,9 @@ class DDPM(L.LightningModule):
         return self
 
     # Validation -------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        self.check_gradients()
 
     def on_validation_epoch_start(self) -> None:
         self._images_validated = 0
@@ -310,139 +342,3 @@ class DDPM(L.LightningModule):
                 )
         for name, metric in self.validation_metrics.items():
             self.log(f"val/{name}", metric, prog_bar=name in ("loss", "bpd"))
-
-    # Sampling ---------------------------------------------------------------------------------------------------
-
-    def sample(
-        self,
-        num_samples: int,
-        sampler: Sampler | None = None,
-        steps: int | None = None,
-        seed: int | None = None,
-        batch_size: int = 256,
-        on_step: Callable[[int], None] | None = None,
-        labels: int | Iterable[int] | None = None,
-        guidance: float | Guidance | None = None,
-    ) -> Tensor:
-        """Return images sampled with the averaged weights, [N, C, H, W] in [-1, 1], on the model's device.
-
-        Args:
-            sampler: if None, SDE-DPM-Solver++ when `steps` is given, else the ancestral chain over all timesteps.
-            steps: number of network evaluations; only without `sampler`, which has its own number of steps.
-            seed: image i depends only on (seed, i), up to rounding. If None, the seed is random.
-            batch_size: images sampled at once.
-            on_step: called after each step of a batch with its number of images.
-            labels: classes of the images, repeated if they are fewer; None draws them without a label.
-            guidance: a scale of classifier-free guidance, or a guidance.
-
-        Raises:
-            UserError: see `check_condition`.
-        """
-        if sampler is None:
-            sampler = Ancestral() if steps is None else SDEDPMSolverPP(steps, spacing="trailing")
-        elif steps is not None:
-            raise ValueError("give sampler or steps, not both: a sampler has its own number of steps.")
-        if isinstance(guidance, (int, float)):
-            try:
-                guidance = ClassifierFree(float(guidance))
-            except ValueError as error:
-                raise UserError(str(error)) from error
-        if labels is not None:
-            labels = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
-        self.check_condition(labels, guidance, num_samples)
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        batches = torch.arange(num_samples).split(batch_size)
-        return torch.cat(
-            [self.sample_images(part.tolist(), sampler, seed, on_step, labels, guidance) for part in batches]
-        )
-
-    def check_condition(
-        self, labels: Sequence[int] | None, guidance: Guidance | None = None, num_images: int | None = None
-    ) -> None:
-        """Check that the model can draw `num_images` images with these labels and this guidance.
-
-        Raises:
-            UserError: a label does not exist, or there are more labels than images; the model is unconditional, or it
-                has not learnt to work without labels; the guidance does not fit the model.
-        """
-        if labels is None:
-            if self.num_classes is not None and self.label_dropout == 0:
-                raise UserError("labels are missing: the model was trained with label_dropout=0, so it needs them.")
-        elif self.num_classes is None:
-            raise UserError("labels: the model is unconditional. Train one with model.num_classes.")
-        elif not labels:
-            raise UserError("labels is empty: give classes, as in labels=[0,1].")
-        elif absent := [label for label in labels if not 0 <= label < self.num_classes]:
-            raise UserError(f"labels holds {absent[0]}, but the model has the classes 0 to {self.num_classes - 1}.")
-        elif num_images is not None and len(labels) > num_images:
-            raise UserError(f"labels holds {len(labels)} labels for {num_images} images: draw more images.")
-        if guidance is None or not guidance.acts:
-            return
-        if guidance.interval is not None and guidance.interval[1] >= self.diffusion.num_steps:
-            raise UserError(
-                f"guidance: interval={list(guidance.interval)} goes beyond the last timestep, "
-                f"{self.diffusion.num_steps - 1}."
-            )
-        if isinstance(guidance, ClassifierFree):
-            if self.num_classes is None:
-                raise UserError(
-                    "guidance: the model is unconditional. Train one with model.num_classes, or use autoguidance."
-                )
-            if self.label_dropout == 0:
-                raise UserError("guidance: the model was trained with label_dropout=0. Use autoguidance.")
-            if labels is None:
-                raise UserError("guidance: classifier-free guidance needs labels, as in labels=all.")
-        if isinstance(guidance, Autoguidance) and isinstance(guidance.weak, DDPM):
-            self._check_same_kind(guidance.weak)
-
-    def _check_same_kind(self, weak: "DDPM") -> None:
-        """Raise a UserError unless the outputs of a weaker model mean the same as those of this model."""
-        for name, own, other in (
-            ("image shape", tuple(self.image_shape), tuple(weak.image_shape)),
-            ("number of classes", self.num_classes, weak.num_classes),
-            ("prediction", self.diffusion.prediction, weak.diffusion.prediction),
-            ("betas", self.diffusion.betas.tolist(), weak.diffusion.betas.tolist()),
-        ):
-            if own != other:
-                values = "" if name == "betas" else f": {own} and {other}"
-                raise UserError(
-                    f"guidance: the two models differ in their {name}{values}. Use a model of the same kind."
-                )
-
-    def conditioned(self, labels: Tensor | None, guidance: Guidance | None = None) -> Network:
-        """Return the averaged network, network(x_t, t), with the labels of a batch, int64 [B], and with guidance."""
-        network: Network = self.ema if guidance is None else guidance(self.ema, self.num_classes)
-        return network if labels is None else partial(network, labels=labels)
-
-    def check_sampler(self, sampler: Sampler) -> int:
-        """Return the number of steps that `sampler` takes with this model's diffusion process.
-
-        Raises:
-            UserError: the sampler's settings do not fit the process, for example more steps than timesteps.
-        """
-        try:
-            return len(sampler.timesteps(self.diffusion))
-        except ValueError as error:
-            raise UserError(f"sampler: {error}") from error
-
-    def sample_images(
-        self,
-        indices: Sequence[int],
-        sampler: Sampler,
-        seed: int,
-        on_step: Callable[[int], None] | None = None,
-        labels: Sequence[int] | None = None,
-        guidance: Guidance | None = None,
-    ) -> Tensor:
-        """Return the images of `sample` with the given indices, [len(indices), C, H, W]; arguments as there.
-
-        Image i has the label `labels[i % len(labels)]`.
-        """
-        randn_like = ImageNoise(Stream.SAMPLING, seed, indices=indices)
-        x_t = randn_like(torch.empty(len(indices), *self.image_shape, device=self.device))
-        own = None if labels is None else torch.tensor([labels[i % len(labels)] for i in indices], device=self.device)
-        for step in sampler.iterate(self.conditioned(own, guidance), self.diffusion, x_t, randn_like):
-            x_t = step.x_t
-            if on_step:
-                on_step(len(indices))
-        return x_t.clamp(-1, 1)

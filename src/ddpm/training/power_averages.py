@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import load_checkpoint
+from ddpm.training.averaging import WeightAverage
 
 SHORTEST, LONGEST = 0.01, 0.25
 """lengths that can be asked for; 0.289 would be the plain mean of all steps"""
@@ -38,15 +37,13 @@ def gamma(length: float) -> float:
     return float(np.roots([1, 7, 16 - length**-2, 12 - length**-2]).real.max())
 
 
-def power_average(network: nn.Module, length: float) -> AveragedModel:
-    """A frozen copy of `network`; `update_parameters(network)` after each step makes it the average of this length."""
-    average = AveragedModel(network, multi_avg_fn=partial(_update, gamma=gamma(length)), use_buffers=False)
-    return average.requires_grad_(False).eval()
+def power_average(network: nn.Module, length: float) -> WeightAverage:
+    """Return the average of this length of a network's weights; update it after each step."""
+    return WeightAverage(network, partial(_kept, gamma=gamma(length)))
 
 
-def _update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor, gamma: float) -> None:
-    kept = (1 - 1 / (num_averaged.item() + 1)) ** (gamma + 1)
-    torch._foreach_lerp_(averaged, current, 1 - kept)
+def _kept(n: int, gamma: float) -> float:
+    return float((1 - 1 / (n + 1)) ** (gamma + 1))
 
 
 def snapshot_name(step: int, length: float) -> str:

@@ -18,7 +18,7 @@ from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
 from ddpm.commands.from_checkpoint import x0_mse_path
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.config import build, conf_dir, override, user_path
+from ddpm.config import build, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
@@ -205,9 +205,8 @@ def mnist(cfg: DictConfig) -> DictConfig:
 
 
 def directory_of_samples(cfg: DictConfig) -> Path:
-    return run_directory(
-        "evaluate", cfg.paths.outputs, overrides_with_effect("evaluate"), not_identity=cfg.not_identity
-    )
+    overrides = overrides_with_effect("evaluate", not_identity=cfg.not_identity)
+    return run_directory("evaluate", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 # Both ---------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ddpm.commands import display
 from ddpm.metrics import plots
@@ -56,7 +56,8 @@ def compare(directories: Sequence[Path]) -> None:
     order = ("sampler", "spacing", "variance", "guidance", "guidance_scale", "network_evaluations")
     rows.sort(key=lambda row: [(row.get(key) is not None, row.get(key)) for key in order])
     shown = [key for key in COLUMNS if key not in OPTIONAL or any(row.get(key) is not None for row in rows)]
-    table = Table(*(COLUMNS[key] for key in shown), title="Quality against cost", title_justify="left")
+    headings = (Column(COLUMNS[key], overflow="fold") for key in shown)  # the path of a weaker model is read to its end
+    table = Table(*headings, title="Quality against cost", title_justify="left")
     for row in rows:
         table.add_row(*(_shown(row.get(key)) for key in shown))
     display.console.print(table)

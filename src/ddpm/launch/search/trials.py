@@ -184,8 +184,9 @@ class Search:
     def directory(self, trial: FrozenTrial) -> Path:
         """The directory of the trial's run."""
         experiment = self.config.hydra.runtime.choices.get("experiment")
-        job = overrides_with_effect("train", self.space.job(trial.params))
-        return run_directory("train", self.config.paths.outputs, job, experiment, self.config.not_identity)
+        not_identity = self.config.not_identity
+        job = overrides_with_effect("train", self.space.job(trial.params), not_identity)
+        return run_directory("train", self.config.paths.outputs, job, experiment, not_identity)
 
     def show_plan(self) -> None:
         """Print what would happen to the trials that have not ended, and the state of the study."""

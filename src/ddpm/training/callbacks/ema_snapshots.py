@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from ddpm.errors import UserError
 from ddpm.runs.checkpoints import FORMAT
 from ddpm.runs.files import make_folder, replace_file
+from ddpm.training.averaging import WeightAverage
 from ddpm.training.module import DDPM
 from ddpm.training.power_averages import power_average, snapshot_name
 
@@ -36,7 +36,7 @@ class EMASnapshots(L.Callback):
         self.directory = Path(directory)
         self.lengths = [float(length) for length in lengths]
         self.every_steps = every_steps
-        self.averages: dict[float, AveragedModel] = {}
+        self.averages: dict[float, WeightAverage] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, DDPM)
@@ -57,6 +57,7 @@ class EMASnapshots(L.Callback):
         for average in self.averages.values():
             average.update_parameters(pl_module.network)
         if trainer.is_global_zero and (self.step % self.every_steps == 0 or self.step == trainer.max_steps):
+            pl_module.check_gradients()
             make_folder(self.directory)
             for length, average in self.averages.items():
                 buffer = io.BytesIO()

@@ -1,0 +1,177 @@
+"""`SamplingModel`, the part of `DDPM` that samples images."""
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from ddpm.diffusion import (
+    Ancestral,
+    Autoguidance,
+    ClassifierFree,
+    GaussianDiffusion,
+    Guidance,
+    Sampler,
+    SDEDPMSolverPP,
+)
+from ddpm.diffusion.process import Network
+from ddpm.errors import UserError
+from ddpm.seeding import ImageNoise, Stream
+
+
+class SamplingModel(L.LightningModule):
+    """A diffusion model that samples images with the averaged weights of its network. Its subclass sets the parts."""
+
+    ema: AveragedModel
+    """the averaged network"""
+    diffusion: GaussianDiffusion
+    image_shape: tuple[int, int, int]
+    """(C, H, W)"""
+    num_classes: int | None
+    """of a class-conditional model; None for another"""
+    label_dropout: float
+    """the probability that a training image had no label"""
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """Return the output of the averaged network, [B, C, H, W]."""
+        output: Tensor = self.ema(x_t, t, **condition)
+        return output
+
+    def sample(
+        self,
+        num_samples: int,
+        sampler: Sampler | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+        batch_size: int = 256,
+        on_step: Callable[[int], None] | None = None,
+        labels: int | Iterable[int] | None = None,
+        guidance: float | Guidance | None = None,
+    ) -> Tensor:
+        """Return images sampled with the averaged weights, [N, C, H, W] in [-1, 1], on the model's device.
+
+        Args:
+            sampler: if None, SDE-DPM-Solver++ when `steps` is given, else the ancestral chain over all timesteps.
+            steps: number of network evaluations; only without `sampler`, which has its own number of steps.
+            seed: image i depends only on (seed, i), up to rounding. If None, the seed is random.
+            batch_size: images sampled at once.
+            on_step: called after each step of a batch with its number of images.
+            labels: classes of the images, repeated if they are fewer; None draws them without a label.
+            guidance: a scale of classifier-free guidance, or a guidance.
+
+        Raises:
+            UserError: see `check_condition`.
+        """
+        if sampler is None:
+            sampler = Ancestral() if steps is None else SDEDPMSolverPP(steps, spacing="trailing")
+        elif steps is not None:
+            raise ValueError("give sampler or steps, not both: a sampler has its own number of steps.")
+        if isinstance(guidance, (int, float)):
+            try:
+                guidance = ClassifierFree(float(guidance))
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        if labels is not None:
+            labels = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
+        self.check_condition(labels, guidance, num_samples)
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        batches = torch.arange(num_samples).split(batch_size)
+        return torch.cat(
+            [self.sample_images(part.tolist(), sampler, seed, on_step, labels, guidance) for part in batches]
+        )
+
+    def check_condition(
+        self, labels: Sequence[int] | None, guidance: Guidance | None = None, num_images: int | None = None
+    ) -> None:
+        """Check that the model can draw `num_images` images with these labels and this guidance.
+
+        Raises:
+            UserError: a label does not exist, or there are more labels than images; the model is unconditional, or it
+                has not learnt to work without labels; the guidance does not fit the model.
+        """
+        if labels is None:
+            if self.num_classes is not None and self.label_dropout == 0:
+                raise UserError("labels are missing: the model was trained with label_dropout=0, so it needs them.")
+        elif self.num_classes is None:
+            raise UserError("labels: the model is unconditional. Train one with model.num_classes.")
+        elif not labels:
+            raise UserError("labels is empty: give classes, as in labels=[0,1].")
+        elif absent := [label for label in labels if not 0 <= label < self.num_classes]:
+            raise UserError(f"labels holds {absent[0]}, but the model has the classes 0 to {self.num_classes - 1}.")
+        elif num_images is not None and len(labels) > num_images:
+            raise UserError(f"labels holds {len(labels)} labels for {num_images} images: draw more images.")
+        if guidance is None or not guidance.acts:
+            return
+        if guidance.interval is not None and guidance.interval[1] >= self.diffusion.num_steps:
+            raise UserError(
+                f"guidance: interval={list(guidance.interval)} goes beyond the last timestep, "
+                f"{self.diffusion.num_steps - 1}."
+            )
+        if isinstance(guidance, ClassifierFree):
+            if self.num_classes is None:
+                raise UserError(
+                    "guidance: the model is unconditional. Train one with model.num_classes, or use autoguidance."
+                )
+            if self.label_dropout == 0:
+                raise UserError("guidance: the model was trained with label_dropout=0. Use autoguidance.")
+            if labels is None:
+                raise UserError("guidance: classifier-free guidance needs labels, as in labels=all.")
+        if isinstance(guidance, Autoguidance) and isinstance(guidance.weak, SamplingModel):
+            self._check_same_kind(guidance.weak)
+
+    def _check_same_kind(self, weak: "SamplingModel") -> None:
+        """Raise a UserError unless the outputs of a weaker model mean the same as those of this model."""
+        for name, own, other in (
+            ("image shape", tuple(self.image_shape), tuple(weak.image_shape)),
+            ("number of classes", self.num_classes, weak.num_classes),
+            ("prediction", self.diffusion.prediction, weak.diffusion.prediction),
+            ("betas", self.diffusion.betas.tolist(), weak.diffusion.betas.tolist()),
+        ):
+            if own != other:
+                values = "" if name == "betas" else f": {own} and {other}"
+                raise UserError(
+                    f"guidance: the two models differ in their {name}{values}. Use a model of the same kind."
+                )
+
+    def conditioned(self, labels: Tensor | None, guidance: Guidance | None = None) -> Network:
+        """Return the averaged network, network(x_t, t), with the labels of a batch, int64 [B], and with guidance."""
+        network: Network = self.ema if guidance is None else guidance(self.ema, self.num_classes)
+        return network if labels is None else partial(network, labels=labels)
+
+    def check_sampler(self, sampler: Sampler) -> int:
+        """Return the number of steps that `sampler` takes with this model's diffusion process.
+
+        Raises:
+            UserError: the sampler's settings do not fit the process, for example more steps than timesteps.
+        """
+        try:
+            return len(sampler.timesteps(self.diffusion))
+        except ValueError as error:
+            raise UserError(f"sampler: {error}") from error
+
+    def sample_images(
+        self,
+        indices: Sequence[int],
+        sampler: Sampler,
+        seed: int,
+        on_step: Callable[[int], None] | None = None,
+        labels: Sequence[int] | None = None,
+        guidance: Guidance | None = None,
+    ) -> Tensor:
+        """Return the images of `sample` with the given indices, [len(indices), C, H, W]; arguments as there.
+
+        Image i has the label `labels[i % len(labels)]`.
+        """
+        randn_like = ImageNoise(Stream.SAMPLING, seed, indices=indices)
+        x_t = randn_like(torch.empty(len(indices), *self.image_shape, device=self.device))
+        own = None if labels is None else torch.tensor([labels[i % len(labels)] for i in indices], device=self.device)
+        for step in sampler.iterate(self.conditioned(own, guidance), self.diffusion, x_t, randn_like):
+            x_t = step.x_t
+            if on_step:
+                on_step(len(indices))
+        return x_t.clamp(-1, 1)
