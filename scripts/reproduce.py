@@ -63,6 +63,8 @@ SETTINGS = ("step", "quality/n", "sampler", "network_evaluations", "images", "ti
 """keys of metrics.json that must be equal in results that are compared"""
 COMPARED = ("quality/fd_test", "bpd/total", "quality/as_asked")
 """few, because one comparison of twenty falls outside two standard errors by chance"""
+FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+"""the widest vector instructions first; the tables name the first that a processor has"""
 TARGETS = (10, 5, 3)
 """multiples of the floor in the speedrun"""
 
@@ -284,6 +286,8 @@ def class_deviation(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Print the numbers of two results side by side, and return whether they agree within two standard errors."""
     table = Table("line", "number", "old", "new", "difference", "combined error", "agrees", title_justify="left")
+    for column in table.columns:
+        column.no_wrap = True
     agree = True
     before, after = ({line["name"]: line for line in results["lines"]} for results in (old, new))
     for name in [*before, *(name for name in after if name not in before)]:
@@ -402,7 +406,8 @@ def made_with(found: Mapping[str, Any]) -> list[str]:
     for name, results in found.items():
         made = results["lines"][0]["made_with"]
         machine = made.get("processor") or {}
-        text = f"{machine.get('cores')} cores of {machine.get('name')} ({', '.join(machine.get('features', []))})"
+        widest = next((word for word in FEATURES if word in machine.get("features", [])), "no avx2")
+        text = f"{machine.get('cores')} cores of {machine.get('name')} ({widest})"
         if made.get("device") not in (None, "cpu"):
             text = f"{made['device']}, {text}"
         groups.setdefault(f"{text}, torch {made['versions']['torch']}", []).append(f"`{name}`")
@@ -420,7 +425,7 @@ def with_tables(text: str, made: Mapping[str, str]) -> str:
 
 # Command line ---------------------------------------------------------------------------------------------------------
 
-console = Console()
+console = Console(width=max(200, Console().width))
 
 
 def reproduce(name: str, more: Sequence[str], to: Path, outputs: Path, run: Command = run_process) -> bool:

@@ -55,7 +55,7 @@ TINY = reproduce.Row(
     table="results",
     train=shlex.split(
         "data=mnist_mini data.batch_size=8 model=unet_tiny model.channels=4 schedule=cosine schedule.num_steps=50 "
-        "logger=none trainer.limit_val_batches=0 trainer.max_steps=2,4"
+        "logger=none trainer.limit_val_batches=0 trainer.max_steps=2"
     ),
     evaluate=[
         shlex.split(
@@ -66,45 +66,39 @@ TINY = reproduce.Row(
 )
 
 
+@pytest.mark.slow
 def test_a_row_is_made_and_then_found_the_same_or_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "read_rows", lambda: {"tiny": TINY})
     trained = []
 
     def run(command):
         answer = run_here(*command[1:], cwd=tmp_path)
-        trained.append("Training: " in answer.stdout or "Continuing" in answer.stdout)
+        trained.append("Training: " in answer.stdout)
         assert answer.returncode == 0, answer.stderr
         return answer.returncode
 
     to, outputs = tmp_path / "results" / "tiny.json", tmp_path / "outputs"
     assert reproduce.reproduce("tiny", [], to, outputs, run)
-    assert trained == [True, False, True, False]
+    assert trained == [True, False]
     first = json.loads(to.read_text())
-    assert [line["name"] for line in first["lines"]] == ["trainer.max_steps=2", "trainer.max_steps=4"]
-    assert [line["settings"]["step"] for line in first["lines"]] == [2, 4]
-    for line in first["lines"]:
-        assert {"seconds", "images_per_second", "bpd/total"} <= line["numbers"].keys()
-        assert line["made_with"]["processor"]["cores"] >= 1
-        assert str(tmp_path) not in json.dumps(line)
+    (line,) = first["lines"]
+    assert line["settings"]["step"] == 2
+    assert {"seconds", "images_per_second", "bpd/total"} <= line["numbers"].keys()
+    assert line["made_with"]["processor"]["cores"] >= 1
+    assert str(tmp_path) not in json.dumps(line)
+    assert "`tiny`" in reproduce.tables(tmp_path / "results")["results"]
 
-    with pytest.raises(reproduce.UserError, match="is at step 4, past the 2"):
-        reproduce.reproduce("tiny", [], to, outputs, run)
-    more = ["trainer.max_steps=4"]  # finished, so it is only evaluated
-    first["lines"] = first["lines"][1:]
-    first["lines"][0]["name"] = ""
-    to.write_text(json.dumps(first))
+    with pytest.raises(reproduce.UserError, match="is at step 2, past the 1"):
+        reproduce.reproduce("tiny", ["trainer.max_steps=1"], to, outputs, run)
+
     trained.clear()
-    assert reproduce.reproduce("tiny", more, to, outputs, run)
-    assert trained == [False, False]
-
-    number = first["lines"][0]["numbers"]["bpd/total"]
+    assert reproduce.reproduce("tiny", [], to, outputs, run)
+    assert trained == [False, False]  # finished, so it is only evaluated
+    number = line["numbers"]["bpd/total"]
     number["value"] += 3 * number["se"]
-    to.write_text(json.dumps(first))
     capsys.readouterr()
     assert not reproduce.compare(first, json.loads((outputs / "reproduce" / "tiny.json").read_text()))
     assert " no " in capsys.readouterr().out
-
-    assert "`tiny`" in reproduce.tables(tmp_path / "results")["results"]
 
 
 def test_the_error_over_seeds_includes_their_spread():
@@ -149,8 +143,10 @@ def test_another_library_trains_and_samples(library):
     peers = load("peers")
     peer = peers.PEERS[library](steps=2, batch=2, lr=1e-4)
     before = [weight.clone() for weight in peer.weights]
-    steps, _ = peers.train(peer, torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8), minutes=0.001)
-    assert steps >= 1
+    images = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8)
+    for _ in range(2):  # in the first step of a warm-up, the learning rate is 0
+        steps, _ = peers.train(peer, images, minutes=0.0001)
+        assert steps >= 1
     assert any(not torch.equal(*pair) for pair in zip(before, peer.weights, strict=True))
     with torch.no_grad():
         samples = peer.sample(2)
