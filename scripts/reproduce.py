@@ -405,12 +405,12 @@ def made_with(found: Mapping[str, Any]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, results in found.items():
         made = results["lines"][0]["made_with"]
-        machine = made.get("processor") or {}
-        widest = next((word for word in FEATURES if word in machine.get("features", [])), "no avx2")
-        text = f"{machine.get('cores')} cores of {machine.get('name')} ({widest})"
-        if made.get("device") not in (None, "cpu"):
-            text = f"{made['device']}, {text}"
-        groups.setdefault(f"{text}, torch {made['versions']['torch']}", []).append(f"`{name}`")
+        parts = [made["device"]] if made.get("device") not in (None, "cpu") else []
+        if machine := made.get("processor"):
+            widest = next((word for word in FEATURES if word in machine["features"]), "no avx2")
+            parts.append(f"{machine['cores']} cores of {machine['name']} ({widest})")
+        parts.append(f"torch {made['versions']['torch']}")
+        groups.setdefault(", ".join(parts), []).append(f"`{name}`")
     return [f"{', '.join(names)}: {text}." for text, names in groups.items()]
 
 
