@@ -73,7 +73,7 @@ def test_every_command_that_takes_a_checkpoint_takes_the_folder(exported, ddpm_h
         torch.testing.assert_close(value, full[name], rtol=1e-3, atol=1e-6)
 
 
-def test_the_card_has_the_numbers_of_the_newest_evaluation(tiny_run, ddpm_here, tmp_path):
+def test_the_card_has_the_numbers_of_the_largest_and_newest_evaluations(tiny_run, ddpm_here, tmp_path):
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
     facts = {
         "checkpoint": str(checkpoint),
@@ -84,7 +84,8 @@ def test_the_card_has_the_numbers_of_the_newest_evaluation(tiny_run, ddpm_here, 
     }
     found = {
         "older": {"bpd/total": 9.0, "bpd/total_se": 0.1, **facts},
-        "newest": {"bpd/total": 4.25, "bpd/total_se": 0.125, "quality/fd": 30.0, "quality/fd_se": None, **facts},
+        "larger": {"quality/fd": 20.0, "quality/fd_se": None, "samples_judged": 5000, "guidance_scale": 2.0, **facts},
+        "newest": {"bpd/total": 4.25, "bpd/total_se": 0.125, "quality/fd": 30.0, "samples_judged": 50, **facts},
         "later-step": {"bpd/total": 1.0, "bpd/total_se": 0.1, **facts, "step": 3},
         "other-average": {"bpd/total": 3.0, "bpd/total_se": 0.1, **facts, "weights": "EMA of length 0.1"},
         "other": {"bpd/total": 2.0, "bpd/total_se": 0.1, **facts, "checkpoint": "elsewhere.ckpt"},
@@ -97,8 +98,10 @@ def test_the_card_has_the_numbers_of_the_newest_evaluation(tiny_run, ddpm_here, 
     assert ddpm_here("export", f"ckpt={tiny_run}", "to=digits").returncode == 0
     card = (tmp_path / "digits" / "README.md").read_text()
     assert "| bpd/total | 4.25 | 0.12 |" in card
-    assert "| quality/fd | 30 | – |" in card
-    assert "images 100" in card
+    assert "| quality/fd | 20 | – |" in card
+    assert "quality/fd | 30" not in card
+    assert "n = 5000: guidance_scale 2.0." in card
+    assert "n = 100" in card
     assert "data=mnist_mini" in card
     assert "schedule.num_steps" in card or "diffusion.betas.num_steps=30" in card
     assert "None was stated" in card

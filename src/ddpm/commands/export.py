@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm.commands import display
 from ddpm.commands.command import Plan
 from ddpm.commands.from_checkpoint import name_of_weights, set_average
-from ddpm.commands.model_card import model_card, newest_evaluation
+from ddpm.commands.model_card import evaluations_of, model_card
 from ddpm.config import config_folders, override, trusted_targets, user_path
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, load_checkpoint
@@ -28,8 +28,8 @@ class Job(NamedTuple):
     """of the checkpoint, with the average and in the type that are asked for"""
     model: DDPM
     to: Path
-    numbers: dict[str, Any]
-    """of the newest evaluation of these weights"""
+    evaluations: list[dict[str, Any]]
+    """metrics.json of the evaluations of these weights"""
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -43,8 +43,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: the checkpoint does not exist or cannot be trusted, or the folder is there already.
     """
-    content, model, to, numbers = prepare(cfg)
-    card = model_card(model, content["global_step"], name_of_weights(cfg), to.name, numbers, cfg.license, cfg.dtype)
+    content, model, to, evaluations = prepare(cfg)
+    card = model_card(model, content["global_step"], name_of_weights(cfg), to.name, evaluations, cfg.license, cfg.dtype)
     write_exported(to, content, portable(model.hparams["config"]), card)
     size = (to / WEIGHTS).stat().st_size / 1e6
     display.results(
@@ -71,14 +71,14 @@ def prepare(cfg: DictConfig) -> Job:
     model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
     content = load_checkpoint(checkpoint)
     outputs = user_path(cfg.paths.outputs)
-    numbers = newest_evaluation(outputs, checkpoint, content["global_step"], name_of_weights(cfg))
+    evaluations = evaluations_of(outputs, checkpoint, content["global_step"], name_of_weights(cfg))
     if (average := set_average(cfg, model, checkpoint)) is not None:
         weights = {AVERAGE + name: value for name, value in model.ema.module.state_dict().items()}
         content |= {"state_dict": content["state_dict"] | weights, "global_step": average.step}
     if cfg.dtype is not None:
         dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}[cfg.dtype]
         content["state_dict"] = {name: _cast(name, value, dtype) for name, value in content["state_dict"].items()}
-    return Job(content, model, to, numbers)
+    return Job(content, model, to, evaluations)
 
 
 def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,27 @@ from ddpm.runs.files import read_json
 from ddpm.training.building import PARTS
 from ddpm.training.module import DDPM
 
-CONDITIONS = (
-    *("images", "timesteps_per_image", "variance", "clip_x0"),
-    *("num_samples", "sampler", "network_evaluations", "precision", "seed"),
-)
-"""facts of an evaluation that the card repeats"""
+TABLES = {
+    "quality": (
+        "Samples",
+        "samples_judged",
+        ("sampler", "network_evaluations", "guidance_scale", "guidance_interval", "features", "precision", "seed"),
+    ),
+    "bpd": ("Variational bound in bits/dim", "images", ("timesteps_per_image", "variance", "clip_x0", "seed")),
+}
+"""the tables of the card by the first part of a number's name: title, what n counts, conditions that are repeated"""
 MAX_TEXT = 200
 """characters of a value"""
 
 
 def model_card(
-    model: DDPM, step: int, weights: str, name: str, numbers: Mapping[str, Any], license: str | None, dtype: str | None
+    model: DDPM,
+    step: int,
+    weights: str,
+    name: str,
+    evaluations: Sequence[Mapping[str, Any]],
+    license: str | None,
+    dtype: str | None,
 ) -> str:
     """Return the card, Markdown with the header that the Hugging Face Hub reads.
 
@@ -32,12 +42,13 @@ def model_card(
         step: optimizer steps of the weights.
         weights: which average of the weights it is.
         name: of the folder.
-        numbers: metrics.json of an evaluation of these weights, empty without one.
+        evaluations: metrics.json of evaluations of these weights.
         license: of the weights.
         dtype: the type that the weights were rounded to, if they were.
     """
     config: Any = model.hparams["config"]
     parameters = sum(weight.numel() for weight in model.network.parameters())
+    numbers = list(_numbers(evaluations))
     diffusion, (channels, height, width) = model.diffusion, model.image_shape
     data = option_name(str(config["data"].get("_target_")))
     kind = "" if model.num_classes is None else f"class-conditional, {model.num_classes} classes, "
@@ -65,13 +76,13 @@ def model_card(
             "",
             "## Numbers",
             "",
-            *_numbers(numbers),
+            *(numbers or ["Not evaluated."]),
             "",
             "## Limits",
             "",
             "The model draws images like those of its data set, with the gaps and errors of this set, and only of this "
             "size. The numbers hold for the test split of this data set and for the settings beside them"
-            + (f"; they were measured before the weights were rounded to {dtype}." if dtype else "."),
+            + (f"; they were measured before the weights were rounded to {dtype}." if dtype and numbers else "."),
             "",
             "## Licence",
             "",
@@ -104,39 +115,39 @@ def _recipe(config: Mapping[str, Any]) -> list[str]:
     return [_code(f"{key}={now[key]}") for key in changed] or ["(none)"]
 
 
-def newest_evaluation(outputs: Path, checkpoint: Path, step: int, weights: str) -> dict[str, Any]:
-    """Return the metrics.json of the newest evaluation of a checkpoint at this step, empty if there is none.
+def evaluations_of(outputs: Path, checkpoint: Path, step: int, weights: str) -> list[dict[str, Any]]:
+    """Return the metrics.json of each evaluation of a checkpoint at this step, the newest first.
 
     Args:
         weights: which average of the weights was evaluated.
     """
     files = sorted((outputs / "evaluate").rglob("metrics.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files:
-        metrics = read_json(path)
-        is_same = isinstance(metrics.get("checkpoint"), str) and metrics.get("step") == step
-        is_same = is_same and metrics.get("weights") == weights
-        if is_same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve():
-            return metrics
-    return {}
+    return [
+        metrics
+        for metrics in map(read_json, files)
+        if metrics.get("step") == step
+        and metrics.get("weights") == weights
+        and isinstance(metrics.get("checkpoint"), str)
+        and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve()
+    ]
 
 
-def _numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
-    rows = {
-        name: (value, metrics[f"{name}_se"])
-        for name, value in metrics.items()
-        if f"{name}_se" in metrics and isinstance(value, (int, float)) and math.isfinite(value)
-    }
-    if not rows:
-        yield "Not evaluated."
-        return
-    yield "From `ddpm evaluate`: value ± standard error; `bpd` is the variational bound in bits/dim."
-    yield ""
-    yield from ("| measure | value | standard error |", "| --- | ---: | ---: |")
-    for name, (value, error) in rows.items():
-        yield f"| {_line(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
-    yield ""
-    conditions = [f"{key} {metrics[key]}" for key in CONDITIONS if metrics.get(key) is not None]
-    yield f"Conditions: {_line(', '.join(conditions))}."
+def _numbers(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the tables, each from the evaluation with the most samples or images; of equal ones, from the first."""
+    for group, (title, counted, conditions) in TABLES.items():
+        found = [metrics for metrics in evaluations if any(name.startswith(f"{group}/") for name in metrics)]
+        if not found:
+            continue
+        metrics = max(found, key=lambda metrics: metrics.get(counted, 0))
+        facts = [f"{key} {metrics[key]}" for key in conditions if metrics.get(key) is not None]
+        yield f"{title}, from `ddpm evaluate` with n = {metrics.get(counted)}: {_line(', '.join(facts))}."
+        yield from ("", "| measure | value | standard error |", "| --- | ---: | ---: |")
+        for name, value in metrics.items():
+            has_error = name.startswith(f"{group}/") and f"{name}_se" in metrics
+            if has_error and isinstance(value, (int, float)) and math.isfinite(value):
+                error = metrics[f"{name}_se"]
+                yield f"| {_line(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
+        yield ""
 
 
 def _example(config: Mapping[str, Any], name: str) -> Iterator[str]:
