@@ -1,17 +1,16 @@
 """Searches with a real SQLite file: tiny networks, a few steps, each trial in a process of its own."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
 import yaml
+from killed_runs import SIGNAL_AT_STEP, from_sweep
 from optuna.trial import TrialState
 
 from ddpm.runs import Run, Status
@@ -109,58 +108,42 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_training(process: subprocess.Popen[str], folder: Path, finished: int) -> int:
-    """Wait until so many runs are finished and a further one has a checkpoint. Returns the process id of that one."""
-    while process.poll() is None:
-        statuses = {run: Status.read(run) for run in runs(folder).values() if list(run.glob("checkpoints/last.ckpt"))}
-        states = sorted(status.state for status in statuses.values() if status)
-        if states == ["finished"] * finished + ["running"]:
-            return next(status.pid for status in statuses.values() if status and status.state == "running")
-        time.sleep(0.02)
-    raise AssertionError(process.communicate())
-
-
 @pytest.mark.slow
-def test_a_stopped_and_killed_search_ends_as_one_left_alone(ddpm_here, tmp_path):
+def test_a_stopped_and_killed_search_ends_as_one_left_alone(ddpm_here, ddpm_cli, tmp_path):
     """SIGTERM for the search during its first trial; kill -9 for the search and its job during the second."""
-    steps = ["trainer.max_steps=100", "trainer.val_check_interval=50", "checkpoint.every_steps=5"]
+    steps = ["trainer.max_steps=8", "trainer.val_check_interval=4", "checkpoint.every_steps=2", SIGNAL_AT_STEP]
     search = [*SEARCH, LEARNING_RATE, *steps, "hydra.sweeper.n_trials=2"]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for folder in (undisturbed, disturbed):
         folder.mkdir()
-    assert ddpm_here(*search, cwd=undisturbed).returncode == 0
+    term, kill = from_sweep(3, "SIGTERM"), from_sweep(3, "SIGKILL")
+    alone = {"PYTHONPATH": term["PYTHONPATH"]}
+    assert ddpm_here(*search, cwd=undisturbed, env=alone).returncode == 0
 
-    process = start(disturbed, *search)
-    wait_for_training(process, disturbed, finished=0)
-    process.terminate()
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 75, message
-    process = start(disturbed, *search)
-    job = wait_for_training(process, disturbed, finished=1)
-    process.kill()
-    os.kill(job, signal.SIGKILL)
-    output, _ = process.communicate()
-    assert "Continuing from step" in output
-    while Path(f"/proc/{job}").exists():
-        time.sleep(0.1)
-    shown = ddpm_here(*search, "dry_run=true", cwd=disturbed)
+    stopped = ddpm_here(*search, cwd=disturbed, env=term)
+    assert stopped.returncode == 75, stopped.stderr
+    killed = ddpm_cli(*search, cwd=disturbed, env=kill)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "Continuing from step 4" in killed.stdout
+    shown = ddpm_here(*search, "dry_run=true", cwd=disturbed, env=alone)
     assert "1 of 2 trials done, 1 begun" in shown.stdout
-    last = ddpm_here(*search, cwd=disturbed)
+    last = ddpm_here(*search, cwd=disturbed, env=alone)
     assert last.returncode == 0, last.stderr
-    assert "Continuing from step" in last.stdout
+    assert "Continuing from step 2" in last.stdout
     expected, found = trials(undisturbed), trials(disturbed)
     assert [(t.state, t.params, t.value) for t in found] == [(t.state, t.params, t.value) for t in expected]
     assert [t.intermediate_values for t in found] == [t.intermediate_values for t in expected]
 
 
 @pytest.mark.slow
-def test_several_workers_share_a_study_and_train_nothing_twice(tmp_path):
+def test_several_workers_share_a_study_and_train_nothing_twice(ddpm_here, tmp_path):
     """Three trials of two choices, so a point comes again."""
     search = [*SEARCH, "optimizer.lr=1e-2,1e-3", "hydra.sweeper.n_trials=3"]
-    workers = [start(tmp_path, *search, f"hydra.sweeper.n_jobs={jobs}") for jobs in (1, 2)]
-    outputs = [worker.communicate(timeout=600) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    worker = start(tmp_path, *search, "hydra.sweeper.n_jobs=2")
+    here = ddpm_here(*search, "hydra.sweeper.n_jobs=1")
+    screen, message = worker.communicate(timeout=600)
+    assert [worker.returncode, here.returncode] == [0, 0], message + here.stderr
     found = trials(tmp_path)
     assert [trial.state for trial in found] == [TrialState.COMPLETE] * 3
-    trained = re.findall(r"^Training: ", "".join(out for out, _ in outputs), re.MULTILINE)
+    trained = re.findall(r"^Training: ", screen + here.stdout, re.MULTILINE)
     assert len(trained) == len(runs(tmp_path)) == len({trial.params["optimizer.lr"] for trial in found})
