@@ -9,7 +9,7 @@ from command_line import run_here
     [
         ("sample", ["mode=sdedit", "images=[1,2000]", "sampler.steps=3"], "the test set has the images 0 to 1999"),
         ("sample", ["variance=large", "sampler=ddim", "sampler.steps=3"], "needs sampler=ancestral"),
-        ("sample", ["variance=optimal"], "has not been measured"),
+        ("sample", ["sampler=ancestral", "variance=optimal"], "has not been measured"),
         ("evaluate", ["num_images=2001", "num_samples=0"], "num_images=2001 must be from 1 to 2000"),
         ("evaluate", ["timesteps_per_image=30", "num_samples=0"], "timesteps_per_image=30 must be from 1 to 29"),
         ("evaluate", ["evaluate.exact=true", "timesteps_per_image=4", "num_samples=0"], "leave one out"),

@@ -15,7 +15,7 @@ from ddpm.commands.sample import draw, edit, prepare
 from ddpm.config import build, conf_dir
 from ddpm.data import MNISTMini, to_uint8
 from ddpm.data.pictures import image_table
-from ddpm.diffusion import DDIM, Ancestral, DPMSolverPP, editing
+from ddpm.diffusion import DDIM, Ancestral, DPMSolverPP, SDEDPMSolverPP, editing
 from ddpm.errors import UserError
 from ddpm.seeding import ImageNoise, Stream
 from ddpm.training.building import load_model
@@ -82,12 +82,12 @@ def test_inpainting_and_sdedit_call_the_library_with_the_noise_of_each_image(loa
     model, seed = loaded.model, 4
     _, inputs = made(loaded, "mode=sdedit", "images=[3,8]", "num_samples=3", "seed=4", "mode.strength=0.3")
     x0 = inputs.repeat_interleave(3, dim=0)
-    chain = (model.ema, model.diffusion, Ancestral(10))
+    parts, fast = (model.ema, model.diffusion), SDEDPMSolverPP(10, spacing="trailing")
     for overrides, expected in (
-        (["mode=sdedit", "mode.strength=0.3"], lambda noise: editing.sdedit(*chain, x0, 0.3, noise)),
+        (["mode=sdedit", "mode.strength=0.3"], lambda noise: editing.sdedit(*parts, fast, x0, 0.3, noise)),
         (
             ["mode=inpaint", "mode.mask=bottom", "mode.jump=4", "mode.repeats=2"],
-            lambda noise: editing.inpaint(*chain, x0, editing.region("bottom", 28, 28), noise, 4, 2),
+            lambda noise: editing.inpaint(*parts, Ancestral(10), x0, editing.region("bottom", 28, 28), noise, 4, 2),
         ),
     ):
         for batch_size in (256, 4):

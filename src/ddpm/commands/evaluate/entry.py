@@ -158,7 +158,7 @@ def measure_checkpoint(cfg: DictConfig) -> None:
     make_results_folder(directory, fabric.device, checkpoint)
     ckpt = ckpt_override(checkpoint)
     # Without the likelihood, the x_0 error is not measured, and for some settings it is not kept.
-    optimal = [f"ddpm sample {ckpt} variance=optimal"] if x0_mse_path(checkpoint).exists() else []
+    optimal = [f"ddpm sample {ckpt} sampler=ancestral variance=optimal"] if x0_mse_path(checkpoint).exists() else []
     report(directory, parts, facts, [f"ddpm denoise {ckpt}", *optimal])
 
 
