@@ -2,7 +2,7 @@
 """Measure the speed of this machine: training steps, sampling, input, start-up, folders of many pictures.
 
     scripts/benchmark step model=unet_small              # a training step against the convolutions and matmuls in it
-    scripts/benchmark step --peers --device cuda         # beside other libraries; pip install -e '.[peers]'
+    scripts/benchmark step --peers --device cuda         # beside other libraries
     scripts/benchmark sample --batch 256 --steps 20      # the network's forward pass, and whole sampling
     scripts/benchmark input                              # images/s into batches
     scripts/benchmark startup                            # seconds until the first training step, and of short commands
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -324,6 +324,11 @@ def peers(args: argparse.Namespace, device: torch.device, precision: str, train:
     return chosen
 
 
+def forever(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
 def input_(args: argparse.Namespace) -> list[Case]:
     """Batches of the data set, beside the bare indexing of the same images and a DataLoader that reads them singly."""
     cfg, device, _ = composed(args)
@@ -334,19 +339,21 @@ def input_(args: argparse.Namespace) -> list[Case]:
         torch.utils.data.TensorDataset(images, labels), args.batch, shuffle=True, drop_last=True
     )
 
+    plain = forever(single)
+
     def ours() -> None:
         data.on_after_batch_transfer([part.to(device) for part in next(loader)], 0)
 
     def indexed() -> None:
         images[torch.randint(len(images), (args.batch,))].to(device).float().div(127.5).sub(1)
 
-    def one_by_one() -> None:
-        next(iter(single))[0].to(device).float().div(127.5).sub(1)
+    def plain_loader() -> None:
+        next(plain)[0].to(device).float().div(127.5).sub(1)
 
     cases = [
         Case("batches of the data set", ours, args.batch),
         Case("images[indices]", indexed, args.batch),
-        Case("a plain DataLoader", one_by_one, args.batch),
+        Case("a plain DataLoader", plain_loader, args.batch),
     ]
     measure(cases, args)
     return cases
@@ -454,7 +461,7 @@ def row(case: Case, limit: list[float], peak: list[float]) -> dict[str, Any]:
 
 
 def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """The roofline is the faster layout of the network's own operations, in each round."""
+    """Return the numbers of all cases, each with its share of the faster layout of the network's own operations."""
     rates = {case.name: [case.flops / s for s in case.seconds] for case in cases if case.flops}
     limits = [rate for name, rate in rates.items() if name.startswith("its operations")]
     peaks = [rate for name, rate in rates.items() if name.startswith("matmul")]

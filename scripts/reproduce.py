@@ -261,7 +261,7 @@ def summary(name: str, line: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 
 def combined(values: Sequence[float], errors: Sequence[float | None]) -> dict[str, Any]:
-    """Return the mean over runs and its standard error, which includes the spread of the runs.
+    """Return the mean over runs and its standard error: from the spread of the runs or, if larger, from their errors.
 
     Equal values are one measurement, such as the same measure of the same real images.
     """
@@ -269,7 +269,7 @@ def combined(values: Sequence[float], errors: Sequence[float | None]) -> dict[st
     found: dict[str, Any] = {"value": fmean(values), "se": None, "runs": list(values)}
     if None not in errors:
         spread = variance(values) if k > 1 else 0.0
-        found["se"] = math.sqrt((fmean(error**2 for error in errors) + spread) / k)  # type: ignore[operator]
+        found["se"] = math.sqrt(max(spread, fmean(error**2 for error in errors)) / k)  # type: ignore[operator]
     return found
 
 
@@ -333,10 +333,11 @@ def plus_minus(number: Mapping[str, Any] | None, scale: float = 1) -> str:
 
 COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
     "steps": lambda s, n: f"{s['step']:,}" if "step" in s else "",
+    "seeds": lambda s, n: str(max((len(number["runs"]) for number in n.values()), default="")),
     "minutes": lambda s, n: plus_minus(n.get("seconds"), 1 / 60),
     "images/s": lambda s, n: plus_minus(n.get("images_per_second")),
     "n": lambda s, n: f"{s['quality/n']:,}" if "quality/n" in s else "",
-    "evaluations": lambda s, n: str(s.get("network_evaluations", "")),
+    "network evaluations": lambda s, n: str(s.get("network_evaluations", "")),
     "s / 1,000 images": lambda s, n: plus_minus(n.get("seconds_per_1000_images")),
     "Fréchet distance": lambda s, n: plus_minus(n.get("quality/fd_test")),
     "real": lambda s, n: plus_minus(n.get("quality/fd_test_real")),
@@ -405,7 +406,7 @@ def made_with(found: Mapping[str, Any]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, results in found.items():
         made = results["lines"][0]["made_with"]
-        parts = [made["device"]] if made.get("device") not in (None, "cpu") else []
+        parts = [made["device"]] if not (made.get("device") or "cpu").startswith("cpu") else []
         if machine := made.get("processor"):
             widest = next((word for word in FEATURES if word in machine["features"]), "no avx2")
             parts.append(f"{machine['cores']} cores of {machine['name']} ({widest})")

@@ -13,7 +13,7 @@ def load(path: str | Path, config_dir: str | Path | None = None) -> "DDPM":
     """The trained model at `path`, on the CPU and ready to sample.
 
         model = ddpm.load("outputs/train/quickstart/base")
-        images = model.sample(16, steps=25, seed=0)  # [16, 1, 28, 28] in [-1, 1]
+        images = model.sample(20, labels=range(10), seed=0)  # [20, 1, 28, 28] in [-1, 1]
 
     Args:
         path: a run's directory (its best checkpoint, else its last), RUN/best, RUN/last, a checkpoint file, an exported

@@ -102,7 +102,7 @@ def meta(monkeypatch):
     real = stand_in.REGISTRIES[0]["xpu"]
     stand_in.register(stand_in.ENTRY | {"accelerator": NoValues})
     for module in ("ddpm.devices.transfer", "ddpm.data.images"):
-        monkeypatch.setattr(f"{module}.copies_ahead", lambda device: device.type == "meta")
+        monkeypatch.setattr(f"{module}.copies_asynchronously", lambda device: device.type == "meta")
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: tensor.device.type == "meta"))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     yield "meta"

@@ -16,7 +16,7 @@ from ddpm.training.module import DDPM
 
 TABLES = {
     "quality": (
-        "Samples",
+        "Samples (`…_real`: as many real images; `…_ratio`: the quotient)",
         "samples_judged",
         ("sampler", "network_evaluations", "guidance_scale", "guidance_interval", "features", "precision", "seed"),
     ),
@@ -41,7 +41,7 @@ def model_card(
     Args:
         step: optimizer steps of the weights.
         weights: which average of the weights it is.
-        name: of the folder.
+        name: the folder's name.
         evaluations: metrics.json of evaluations of these weights.
         license: of the weights.
         dtype: the type that the weights were rounded to, if they were.
@@ -58,7 +58,7 @@ def model_card(
             "---",
             *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
             "---",
-            f"# {_line(name)}",
+            f"# {_plain(name)}",
             "",
             f"A denoising diffusion model (DDPM) of images of {channels}×{height}×{width}: {kind}{parameters:,} "
             f"parameters, {diffusion.num_steps} timesteps, prediction of {diffusion.prediction}. The weights are the "
@@ -66,7 +66,7 @@ def model_card(
             "",
             "## Data",
             "",
-            f"`data={_line(data)}`, the training split.",
+            f"`data={_plain(data)}`, the training split.",
             "",
             "## Recipe",
             "",
@@ -76,8 +76,7 @@ def model_card(
             "",
             "## Numbers",
             "",
-            *(numbers or ["Not evaluated."]),
-            "",
+            *(numbers or ["Not evaluated.", ""]),
             "## Limits",
             "",
             "The model draws images like those of its data set, with the gaps and errors of this set, and only of this "
@@ -90,18 +89,18 @@ def model_card(
             "",
             "## Load",
             "",
-            *_example(config, name),
+            *_example(config, name, model.num_classes),
             "",
         ]
     )
 
 
-def _line(text: object) -> str:
-    """Return a text in one short line without Markdown's signs. Names may come from a stranger."""
-    return _code("".join(" " if c in "`<>[]|*\\" else c for c in str(text)))
+def _plain(text: object) -> str:
+    """Return a text in one short line without the signs that Markdown reads. Names may come from a stranger."""
+    return _one_line("".join(" " if c in "`<>[]|*\\" else c for c in str(text)))
 
 
-def _code(text: str) -> str:
+def _one_line(text: str) -> str:
     """Return a text in one short line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_TEXT]
 
@@ -112,7 +111,7 @@ def _recipe(config: Mapping[str, Any]) -> list[str]:
     now = dict(leaves({name: config.get(name) for name in (*PARTS, "trainer")}))
     now.pop("data.root", None)  # a folder of this machine
     changed = [key for key in now if key not in before or repr(before[key]) != repr(now[key])]
-    return [_code(f"{key}={now[key]}") for key in changed] or ["(none)"]
+    return [_one_line(f"{key}={now[key]}") for key in changed] or ["(none)"]
 
 
 def evaluations_of(outputs: Path, checkpoint: Path, step: int, weights: str) -> list[dict[str, Any]]:
@@ -140,29 +139,32 @@ def _numbers(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             continue
         metrics = max(found, key=lambda metrics: metrics.get(counted, 0))
         facts = [f"{key} {metrics[key]}" for key in conditions if metrics.get(key) is not None]
-        yield f"{title}, from `ddpm evaluate` with n = {metrics.get(counted)}: {_line(', '.join(facts))}."
+        yield f"{title}, from `ddpm evaluate` with n = {metrics.get(counted)}: {_plain(', '.join(facts))}."
         yield from ("", "| measure | value | standard error |", "| --- | ---: | ---: |")
         for name, value in metrics.items():
             has_error = name.startswith(f"{group}/") and f"{name}_se" in metrics
-            if has_error and isinstance(value, (int, float)) and math.isfinite(value):
+            if has_error and name.count("/") == 1 and isinstance(value, (int, float)) and math.isfinite(value):
                 error = metrics[f"{name}_se"]
-                yield f"| {_line(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
+                yield f"| {_plain(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
         yield ""
 
 
-def _example(config: Mapping[str, Any], name: str) -> Iterator[str]:
+def _example(config: Mapping[str, Any], name: str, classes: int | None) -> Iterator[str]:
     yield from (
         "```python",
         "import ddpm  # pip install from the project's clone: the `ddpm` of PyPI is another package",
     )
     yield ""
     yield f"model = ddpm.load({json.dumps(name)})  # this folder; from the Hugging Face Hub: hf://OWNER/NAME"
-    yield "images = model.sample(16, steps=25, seed=0)  # [16, C, H, W] in [-1, 1]"
-    yield from ("```", "", f"On the command line: `ddpm sample {_line(override('ckpt', name))}`.")
+    labels = "" if classes is None else f"labels=range({classes}), "
+    n = max(20, classes or 0)
+    yield f"images = model.sample({n}, {labels}seed=0)  # [{n}, C, H, W] in [-1, 1]"
+    words = [override("ckpt", name), *([] if classes is None else ["labels=all"])]
+    yield from ("```", "", f"On the command line: `ddpm sample {_plain(' '.join(words))}`.")
     own = sorted(_own_targets(config))
     if own:
         yield ""
-        targets = ", ".join(f"`{_line(target)}`" for target in own)
+        targets = ", ".join(f"`{_plain(target)}`" for target in own)
         yield (
             f"The model needs code and YAMLs that are not part of ddpm: {targets}. "
             "Pass the folder of the YAMLs as `config_dir=` or `--config-dir`."

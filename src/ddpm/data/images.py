@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ddpm.data.augmentation import Augmentation
 from ddpm.data.batches import TensorImages, TrainBatches, batches_done, batches_in_order
-from ddpm.devices import copies_ahead, to_device
+from ddpm.devices import copies_asynchronously, to_device
 from ddpm.errors import UserError
 from ddpm.seeding import Stream, generator
 
@@ -172,7 +172,7 @@ class ImageData(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=not self.on_device
             and self.trainer is not None
-            and copies_ahead(self.trainer.strategy.root_device),
+            and copies_asynchronously(self.trainer.strategy.root_device),
             # Each iteration draws a seed for the workers. It must not change the state of the global generator.
             generator=torch.Generator(),
         )

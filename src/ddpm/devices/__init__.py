@@ -9,10 +9,10 @@ from .precision import device_name
 from .processes import map_over_processes
 from .selection import count_devices, lightning_arguments
 from .sharding import shard
-from .transfer import copies_ahead, to_device
+from .transfer import copies_asynchronously, to_device
 
 __all__ = [
-    "copies_ahead",
+    "copies_asynchronously",
     "count_devices",
     "device_name",
     "lightning_arguments",

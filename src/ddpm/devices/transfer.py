@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 
-def copies_ahead(device: torch.device) -> bool:
-    """Return whether the device copies from pinned memory by itself, while the CPU goes on."""
+def copies_asynchronously(device: torch.device) -> bool:
+    """Return whether a copy from pinned memory runs on the device's queue without blocking the CPU."""
     return device.type == "cuda"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device. On a GPU, the copy takes its turn behind the work that is queued."""
-    if copies_ahead(device) and tensor.device.type == "cpu":
+    """Copy a tensor to a device; to a GPU from pinned memory, without waiting for it."""
+    if copies_asynchronously(device) and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -78,8 +78,8 @@ class WeightedX0MSE(WeightedMSE):
 class VLB(WeightedX0MSE):
     """The variational bound: the KL divergence of one step, in nats per dimension (Ho et al. 2020, equation 8).
 
-    At t = 0 the loss is the squared error of the Gaussian -log p(x_0|x_1). Terms that do not depend on the network are
-    left out. Apart from them, T times the mean over t is the bound without the prior term.
+    At t = 0 (the paper's t = 1) the loss is the squared error of the Gaussian -log p(x_0|x_1). Terms that do not depend
+    on the network are left out. Apart from them, T times the mean over t is the bound without the prior term.
     """
 
     def x0_weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:

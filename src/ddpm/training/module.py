@@ -184,7 +184,8 @@ class DDPM(SamplingModel):
             t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # now of the global batch
             self.log_now({"train/loss": losses.mean()})
             self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
-        # If the loss is not finite, this makes the gradient NaN in all processes, which `check_gradients` finds.
+        # 0 · inf = NaN: if the loss of one process is not finite, the gradient (the average over all processes) is NaN,
+        # and `check_gradients` finds it.
         return loss * (1 + 0 * self.batch_loss)
 
     @property
@@ -244,7 +245,7 @@ class DDPM(SamplingModel):
         """
         super().optimizer_step(*args, **kwargs)
         if not self._scaler_skipped_step():
-            this_step = self.gradient_norm.isfinite() * NEVER + self.global_step  # beyond `NEVER` if it is finite
+            this_step = torch.where(self.gradient_norm.isfinite(), NEVER, self.global_step)
             self.first_bad_step = torch.minimum(self.first_bad_step, this_step)
         if self.may_read_device:
             self.check_gradients()

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from ddpm.diffusion import (
-    Ancestral,
-    Autoguidance,
-    ClassifierFree,
-    GaussianDiffusion,
-    Guidance,
-    Sampler,
-    SDEDPMSolverPP,
-)
+from ddpm.diffusion import Autoguidance, ClassifierFree, GaussianDiffusion, Guidance, Sampler, SDEDPMSolverPP
 from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
 from ddpm.seeding import ImageNoise, Stream
@@ -33,7 +25,7 @@ class SamplingModel(L.LightningModule):
     image_shape: tuple[int, int, int]
     """(C, H, W)"""
     num_classes: int | None
-    """of a class-conditional model; None for another"""
+    """number of classes; None if the model is unconditional"""
     label_dropout: float
     """the probability that a training image had no label"""
 
@@ -56,19 +48,21 @@ class SamplingModel(L.LightningModule):
         """Return images sampled with the averaged weights, [N, C, H, W] in [-1, 1], on the model's device.
 
         Args:
-            sampler: if None, SDE-DPM-Solver++ when `steps` is given, else the ancestral chain over all timesteps.
-            steps: number of network evaluations; only without `sampler`, which has its own number of steps.
+            sampler: if None, SDE-DPM-Solver++, as in `ddpm sample`.
+            steps: steps of that sampler, 20 if None; only without `sampler`, which has its own number. One network
+                evaluation each, two with guidance.
             seed: image i depends only on (seed, i), up to rounding. If None, the seed is random.
             batch_size: images sampled at once.
             on_step: called after each step of a batch with its number of images.
-            labels: classes of the images, repeated if they are fewer; None draws them without a label.
+            labels: a class, or classes that are repeated over the images; None: no labels.
             guidance: a scale of classifier-free guidance, or a guidance.
 
         Raises:
             UserError: see `check_condition`.
         """
         if sampler is None:
-            sampler = Ancestral() if steps is None else SDEDPMSolverPP(steps, spacing="trailing")
+            steps = min(20, self.diffusion.num_steps) if steps is None else steps
+            sampler = SDEDPMSolverPP(steps, spacing="trailing")
         elif steps is not None:
             raise ValueError("give sampler or steps, not both: a sampler has its own number of steps.")
         if isinstance(guidance, (int, float)):
