@@ -36,8 +36,8 @@ class GaussianDiffusion(nn.Module):
         prediction: the type of the network's output: "epsilon", "x0", "v" or "mean".
         variance: σ_t² of the reverse step. "small" is β̃_t of the posterior, optimal if the data is a single point.
             "large" is β_t, optimal if the data is N(0, I) (Ho et al. 2020, section 3.2). "optimal" is
-            β̃_t + c_0² · `x0_mse`, optimal for this network (after Bao et al. 2022, theorem 1); c_0 is the coefficient
-            of x_0 in the posterior mean.
+            β̃_t + c_0² · `x0_mse`, optimal for the KL of this network (after Bao et al. 2022, theorem 1); c_0 is the
+            coefficient of x_0 in the posterior mean. At t = 0, "small" can have the better reconstruction term.
         x0_mse: the network's mean squared x_0 error at each timestep, [T]; only "optimal" needs it.
         clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses use the unclipped x_0.
 
