@@ -397,7 +397,7 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
             made[table] = f"No results yet: `scripts/reproduce {names[0]}`"
             continue
         lines = speedrun_table(found) if table == "speedrun" else lines_table(found)
-        made[table] = "\n".join([*lines, "", *made_with(found)])
+        made[table] = "\n".join([*lines, "", " ".join(made_with(found))])
     return made
 
 
