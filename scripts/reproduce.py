@@ -397,11 +397,11 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
             made[table] = f"No results yet: `scripts/reproduce {names[0]}`"
             continue
         lines = speedrun_table(found) if table == "speedrun" else lines_table(found)
-        made[table] = "\n".join([*lines, "", " ".join(made_with(found))])
+        made[table] = "\n".join([*lines, "", made_with(found)])
     return made
 
 
-def made_with(found: Mapping[str, Any]) -> list[str]:
+def made_with(found: Mapping[str, Any]) -> str:
     """Return one sentence for each machine and torch version that the results were made with."""
     groups: dict[str, list[str]] = {}
     for name, results in found.items():
@@ -412,7 +412,7 @@ def made_with(found: Mapping[str, Any]) -> list[str]:
             parts.append(f"{machine['cores']} cores of {machine['name']} ({widest})")
         parts.append(f"torch {made['versions']['torch']}")
         groups.setdefault(", ".join(parts), []).append(f"`{name}`")
-    return [f"{', '.join(names)}: {text}." for text, names in groups.items()]
+    return " ".join(f"{', '.join(names)}: {text}." for text, names in groups.items())
 
 
 def with_tables(text: str, made: Mapping[str, str]) -> str:
