@@ -539,6 +539,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of one measurement; at least one call is made")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmark", help="folder of the JSON file")
     args = parser.parse_intermixed_args(argv)
+    for key, option in {"data.batch_size": "--batch", "trainer.accelerator": "--device"}.items():
+        if any(word.lstrip("+").startswith(f"{key}=") for word in args.overrides):
+            parser.error(f"{key} is set by {option}")
 
     facts = about(args)
     found = rows(COMMANDS[args.command](args))

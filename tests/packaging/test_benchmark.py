@@ -47,6 +47,12 @@ def test_a_step_and_the_loop_are_compared_with_the_operations_of_the_network(ben
     assert "bare step" in capsys.readouterr().out
 
 
+def test_the_batch_and_the_device_have_options_of_their_own(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["step", "data.batch_size=64"])
+    assert "data.batch_size is set by --batch" in capsys.readouterr().err
+
+
 def test_a_forward_pass_and_a_chain_are_compared_with_the_operations_of_the_network(benchmark, tmp_path):
     rows = results(benchmark, tmp_path, "sample", "--steps=2", *TINY)
     assert {"forward pass", "model.sample, 2 steps"} <= rows.keys()
