@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
+from torch.optim.adam import adam
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """coefficients a, b, c of X <- a·X + (b·A + c·A²)·X with A = X·Xᵀ, from the authors' code"""
@@ -48,31 +49,38 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                update = self._matrix_update if weight.ndim >= 2 else self._adam_update
-                weight.add_(update(weight.grad, self.state[weight], group), alpha=-group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if weight.ndim >= 2:
+                    self._update_matrix(weight, group)
+            self._update_vectors([weight for weight in weights if weight.ndim < 2], group)
         return loss
 
-    def _matrix_update(self, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    def _update_matrix(self, weight: Tensor, group: dict[str, Any]) -> None:
+        gradient, state = weight.grad, self.state[weight]
+        assert gradient is not None
         if not state:
             state["mean"] = torch.zeros_like(gradient)
         state["mean"].lerp_(gradient, 1 - group["momentum"])
         whole = whole_tensor(gradient.lerp(state["mean"], group["momentum"]))
         matrix = whole.flatten(1)
         size = 0.2 * math.sqrt(max(matrix.shape))  # the root mean square of AdamW's updates is about 0.2
-        return part_like(gradient, (size * orthogonalized(matrix)).view(whole.shape))
+        update = orthogonalized(matrix).view(whole.shape)
+        weight.add_(part_like(gradient, update), alpha=-group["lr"] * size)
 
-    def _adam_update(self, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        (beta1, beta2), state["step"] = group["betas"], state["step"] + 1
-        step = state["step"].item()
-        mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1**step)
-        square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**step)
-        return mean / (square.sqrt() + group["eps"])
+    def _update_vectors(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        if not weights:
+            return
+        states = [self.state[weight] for weight in weights]
+        for weight, state in zip(weights, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros(())
+                state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        means, squares, steps = ([state[key] for state in states] for key in ("mean", "square", "step"))
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        settings = {"lr": group["lr"], "eps": group["eps"], "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        beta1, beta2 = group["betas"]
+        adam(weights, gradients, means, squares, [], steps, foreach=True, beta1=beta1, beta2=beta2, **settings)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
@@ -100,5 +108,6 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(ROUNDS):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b·A + c·A²
+        x = torch.addmm(x, polynomial, x, beta=a)
     return x.T if tall else x
