@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ddpm.models import UNet
-from ddpm.models.unet import scaled_norm
+from ddpm.models.unet import attend, scaled_norm
 
 
 def perturbed(**settings) -> UNet:
@@ -254,3 +255,12 @@ def test_torch_export_with_any_batch_size():
     for size in (1, 2, 7):
         x, t = torch.randn(size, 1, 8, 8), torch.arange(size)
         torch.testing.assert_close(exported(x, t), network(x, t))
+
+
+def test_attention_is_torchs_attention():
+    q, k, v = torch.randn(3, 2, 4, 8, 9, requires_grad=True).unbind()
+    ours = attend(q, k, v)
+    theirs = F.scaled_dot_product_attention(*(x.transpose(-1, -2) for x in (q, k, v))).transpose(-1, -2)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
