@@ -9,7 +9,7 @@ from filelock import FileLock
 from hand_made import make_run
 
 from ddpm.errors import UserError
-from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
+from ddpm.runs.collect import find_runs, read_curves, read_run, samples_over_time
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_missing_directory_is_absent(tmp_path):
     run = read_run(tmp_path / "nowhere")
     assert (run.state, run.step, run.error, run.settings) == ("absent", None, None, {})
     assert read_curves(tmp_path / "nowhere", ["val/bpd"]) == {}
-    assert newest_samples(tmp_path / "nowhere") is None
+    assert samples_over_time(tmp_path / "nowhere", 3) == []
 
 
 def test_a_running_state_without_a_process_is_stopped(tmp_path):
@@ -138,13 +138,17 @@ def test_incomplete_events_give_the_complete_part(tmp_path):
     assert read_curves(directory, ["val/bpd"]) == {}
 
 
-def test_newest_samples_skips_incomplete_pictures(tmp_path):
+def test_samples_over_time_are_evenly_spaced_and_complete(tmp_path):
     directory = make_run(tmp_path / "run", shade=9, step=5)
     whole = (directory / "samples" / "samples-step-0000005.png").read_bytes()
     (directory / "samples" / "samples-step-0000006.png").write_bytes(whole[: len(whole) // 2])
     (directory / "samples" / "samples-step-0000007.png").touch()
     (directory / "samples" / "trajectories-step-0000008.png").write_bytes(whole)
-    assert newest_samples(directory) == (5, whole)
+    assert samples_over_time(directory, 1) == [(5, whole)]
+    for step in range(5):
+        (directory / "samples" / f"samples-step-{step:07d}.png").write_bytes(whole)
+    assert [found.step for found in samples_over_time(directory, 3)] == [0, 2, 5]
+    assert [found.step for found in samples_over_time(directory, 100)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_it_imports_no_torch():

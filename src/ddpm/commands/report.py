@@ -16,7 +16,7 @@ from ddpm.commands.command import Plan
 from ddpm.config import override, user_path
 from ddpm.errors import UserError
 from ddpm.runs import results_name
-from ddpm.runs.collect import find_runs, newest_samples, read_curves, read_run
+from ddpm.runs.collect import find_runs, read_curves, read_run, samples_over_time
 from ddpm.runs.compare import (
     METRICS,
     Comparison,
@@ -32,7 +32,7 @@ from ddpm.runs.compare import (
     write_runs_csv,
     write_settings_csv,
 )
-from ddpm.runs.compare.figure import CURVES
+from ddpm.runs.compare.figure import CURVES, PICTURES
 from ddpm.runs.files import make_folder, replace_file
 
 
@@ -92,7 +92,8 @@ def write(directory: Path, compared: Comparison, title: str) -> list[str]:
     console = display.console
     shown = track(compared.runs, "reading the curves", console=console, transient=True, disable=not console.is_terminal)
     curves = {run.directory: read_curves(run.directory, CURVES) for run in shown}
-    samples = {run.directory: found for run in compared.runs if (found := newest_samples(run.directory)) is not None}
+    number = PICTURES if len(compared.runs) == 1 else 1
+    samples = {run.directory: samples_over_time(run.directory, number) for run in compared.runs}
     light, dark = draw_comparison(compared, curves), draw_comparison(compared, curves, dark=True)
     picture = draw_comparison(compared, curves, samples)
 

@@ -182,16 +182,26 @@ def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
     }
 
 
-def newest_samples(directory: Path) -> Samples | None:
-    """Return the newest complete picture of samples, None if there is none. A training run may be writing the next."""
+def samples_over_time(directory: Path, number: int) -> list[Samples]:
+    """Return up to `number` pictures of samples, evenly spaced over the training so far; the newest comes last.
+
+    Pictures that cannot be read are left out: a training run may be writing the newest.
+    """
+    paths = sorted((directory / "samples").glob("samples-step-*.png"))
+    while paths and _read_samples(paths[-1]) is None:
+        paths.pop()
+    last = len(paths) - 1
+    chosen = {round(last - i * last / max(number - 1, 1)) for i in range(number)} if paths else set()
+    return [found for i in sorted(chosen) if (found := _read_samples(paths[i]))]
+
+
+def _read_samples(path: Path) -> Samples | None:
     from PIL import Image
 
-    for path in sorted((directory / "samples").glob("samples-step-*.png"), reverse=True):
-        try:
-            png = path.read_bytes()
-            with Image.open(io.BytesIO(png)) as picture:
-                picture.load()
-            return Samples(int(path.stem.rpartition("-")[2]), png)
-        except (OSError, ValueError, SyntaxError):
-            continue
-    return None
+    try:
+        png = path.read_bytes()
+        with Image.open(io.BytesIO(png)) as picture:
+            picture.load()
+        return Samples(int(path.stem.rpartition("-")[2]), png)
+    except (OSError, ValueError, SyntaxError):
+        return None

@@ -128,7 +128,7 @@ NASTY = '<script>alert(1)</script> & | [red]\n"x"'
 def test_names_and_errors_are_escaped():
     run = RunRecord(ROOT / "<b>&", "failed", 3, None, NASTY, {"seed": 0, "k": NASTY}, {})
     compared = compare([run, record("plain", seed=0, k="k")])
-    page = html_page(NASTY, compared, {}, {run.directory: Samples(3, b"")})
+    page = html_page(NASTY, compared, {}, {run.directory: [Samples(3, b"")]})
     assert "<script" not in page
     assert "<b>" not in page
     # The title twice, a setting in two tables and a caption, and the error.
@@ -162,7 +162,7 @@ def test_the_figure_draws_any_comparison(compared):
     assert draw_comparison(compared, {}, {}).startswith(b"\x89PNG")
     assert draw_comparison(compared, curves, dark=True).startswith(b"\x89PNG")
     formulas = [record(word, 1.0, **{"k$": word, "seed": 0}) for word in ("$\\frac$ $x_^$", "$")]
-    samples = {ROOT / "$": Samples(3, png(7))}
+    samples = {ROOT / "$": [Samples(3, png(7))]}
     assert draw_comparison(compare(formulas), {}, samples).startswith(b"\x89PNG")
     many = [record(f"{i}", 1.0 + i, word=f"w{i}", **{f"x{j}": i * j for j in range(20)}, seed=0) for i in range(30)]
     assert draw_comparison(compare(many), {}).startswith(b"\x89PNG")

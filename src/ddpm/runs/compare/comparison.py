@@ -88,11 +88,17 @@ class Comparison:
         return next((group for group in self.groups if any(run is other for other in group.runs)), None)
 
     def caption(self, run: RunRecord) -> list[str]:
-        """Return a short description of a run, in lines."""
+        """Return a short description of a run, in lines; none if it is the only one."""
+        if len(self.runs) == 1:
+            return []
         group = self.group_of(run)
         if group is None or not (group.settings or len(group.runs) > 1):
             return [self.name(run)]
         return [*group.labels, f"seed {format_value(run.settings.get('seed'))}"]
+
+    @property
+    def samples_title(self) -> str:
+        return "Samples through training" if len(self.runs) == 1 else "Newest samples"
 
     @property
     def counted(self) -> str:

@@ -4,7 +4,7 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,7 +50,7 @@ Panel = Callable[["Axes", PlotData], None]
 def draw_comparison(
     compared: Comparison,
     curves: Mapping[Path, Mapping[str, Curve]],
-    samples: Mapping[Path, Samples] | None = None,
+    samples: Mapping[Path, Sequence[Samples]] | None = None,
     dark: bool = False,
 ) -> bytes | None:
     """Return a PNG: the curves of all runs, the quality against each setting and against time, and the samples.
@@ -64,7 +64,8 @@ def draw_comparison(
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    shown = [run for run in compared.runs if run.directory in (samples or {})][:MAX_PICTURES]
+    pictures = [(run, of_run) for run in compared.runs for of_run in (samples or {}).get(run.directory, ())]
+    shown = pictures[:MAX_PICTURES]
     panels = _panels(compared, curves)
     if not panels and not shown:
         return None
@@ -76,7 +77,7 @@ def draw_comparison(
         if panels:
             _draw_panels(parts[0], panels, PlotData(compared, curves, _colors(len(compared.groups))), panel_rows)
         if shown:
-            _draw_samples(parts[-1], compared, {run.directory: run for run in shown}, samples or {}, picture_rows)
+            _draw_samples(parts[-1], compared, shown, len(pictures), picture_rows)
         png = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names may have letters of any script
@@ -187,16 +188,15 @@ def _dot(axis: "Axes", x: float, y: float, color: str, run: RunRecord, alpha: fl
 
 
 def _draw_samples(
-    part: "SubFigure", compared: Comparison, shown: Mapping[Path, RunRecord], samples: Mapping[Path, Samples], rows: int
+    part: "SubFigure", compared: Comparison, shown: Sequence[tuple[RunRecord, Samples]], total: int, rows: int
 ) -> None:
-    total = sum(run.directory in samples for run in compared.runs)
     left_out = f", of {len(shown)} of {total} runs" if total > len(shown) else ""
-    part.suptitle(f"newest samples{left_out}", fontsize=10, x=0.01, ha="left")
+    part.suptitle(f"{compared.samples_title.lower()}{left_out}", fontsize=10, x=0.01, ha="left")
     axes = part.subplots(rows, PICTURES, squeeze=False).flatten()
-    for axis, (directory, run) in zip(axes, shown.items(), strict=False):
-        with Image.open(io.BytesIO(samples[directory].png)) as picture:
+    for axis, (run, samples) in zip(axes, shown, strict=False):
+        with Image.open(io.BytesIO(samples.png)) as picture:
             axis.imshow(picture.convert("RGB"), interpolation="nearest")
-        caption = [*compared.caption(run), f"step {samples[directory].step}"]
+        caption = [*compared.caption(run), f"step {samples.step:,}"]
         axis.set_title(_literal("\n".join(textwrap.fill(line, 28) for line in caption[-5:])), fontsize=6.5)
     for axis in axes:
         axis.set_axis_off()

@@ -4,7 +4,7 @@ import html
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def html_page(
     title: str,
     compared: Comparison,
     plots: Mapping[str, bytes],
-    samples: Mapping[Path, Samples],
+    samples: Mapping[Path, Sequence[Samples]],
 ) -> str:
     """Return the HTML page. Names and errors are escaped, so they cannot act as HTML.
 
