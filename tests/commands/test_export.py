@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from itertools import product
@@ -86,6 +87,7 @@ def test_the_card_has_the_numbers_of_the_largest_and_newest_evaluations(tiny_run
         "older": {"bpd/total": 9.0, "bpd/total_se": 0.1, **facts},
         "larger": {"quality/fd": 20.0, "quality/fd_se": None, "samples_judged": 5000, "guidance_scale": 2.0, **facts},
         "newest": {"bpd/total": 4.25, "bpd/total_se": 0.125, "quality/fd": 30.0, "quality/fd_se": None, **facts},
+        "no-numbers": {"bpd/total": math.nan, "bpd/total_se": 0.1, **facts, "images": 9000},
         "later-step": {"bpd/total": 1.0, "bpd/total_se": 0.1, **facts, "step": 3},
         "other-average": {"bpd/total": 3.0, "bpd/total_se": 0.1, **facts, "weights": "EMA of length 0.1"},
         "other": {"bpd/total": 2.0, "bpd/total_se": 0.1, **facts, "checkpoint": "elsewhere.ckpt"},

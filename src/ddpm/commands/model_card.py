@@ -134,19 +134,22 @@ def evaluations_of(outputs: Path, checkpoint: Path, step: int, weights: str) -> 
 def _numbers(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the tables, each from the evaluation with the most samples or images; of equal ones, from the first."""
     for group, (title, counted, conditions) in TABLES.items():
-        found = [metrics for metrics in evaluations if any(name.startswith(f"{group}/") for name in metrics)]
+        found = [(metrics, rows) for metrics in evaluations if (rows := list(_rows(metrics, group)))]
         if not found:
             continue
-        metrics = max(found, key=lambda metrics: metrics.get(counted, 0))
+        metrics, rows = max(found, key=lambda pair: pair[0].get(counted, 0))
         facts = [f"{key} {metrics[key]}" for key in conditions if metrics.get(key) is not None]
         yield f"{title}, from `ddpm evaluate` with n = {metrics.get(counted)}: {_plain(', '.join(facts))}."
-        yield from ("", "| measure | value | standard error |", "| --- | ---: | ---: |")
-        for name, value in metrics.items():
-            has_error = name.startswith(f"{group}/") and f"{name}_se" in metrics
-            if has_error and name.count("/") == 1 and isinstance(value, (int, float)) and math.isfinite(value):
-                error = metrics[f"{name}_se"]
-                yield f"| {_plain(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
-        yield ""
+        yield from ("", "| measure | value | standard error |", "| --- | ---: | ---: |", *rows, "")
+
+
+def _rows(metrics: Mapping[str, Any], group: str) -> Iterator[str]:
+    """Yield a line of the table for each number of a group that can have an error."""
+    for name, value in metrics.items():
+        has_error = name.startswith(f"{group}/") and f"{name}_se" in metrics
+        if has_error and name.count("/") == 1 and isinstance(value, (int, float)) and math.isfinite(value):
+            error = metrics[f"{name}_se"]
+            yield f"| {_plain(name)} | {value:.4g} | {f'{error:.2g}' if isinstance(error, (int, float)) else '–'} |"
 
 
 def _example(config: Mapping[str, Any], name: str, classes: int | None) -> Iterator[str]:
