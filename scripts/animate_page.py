@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-FRAMES = 20
+FRAMES = 14
 WIDTH = 656  # pixels: five pictures of 112, so that a pixel of a digit is 4 x 4 pixels
 STYLE = """
 body { padding: .5rem 1rem; }
@@ -56,8 +56,8 @@ def main() -> None:
     frames = record(arguments.page)
     palette = frames[len(frames) // 2].quantize(96)  # few colours: the noise of more would not compress
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB") for frame in frames]
-    durations = [150] * (FRAMES - 1) + [2500]
-    options = {"lossless": True, "quality": 100, "method": 3} if arguments.picture.suffix == ".webp" else {}
+    durations = [200] * (FRAMES - 1) + [2500]
+    options = {"lossless": True, "quality": 100, "method": 6} if arguments.picture.suffix == ".webp" else {}
     frames[0].save(arguments.picture, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
     print(f"{arguments.picture}: {arguments.picture.stat().st_size:,} bytes")
 
