@@ -155,17 +155,31 @@ class DDPM(SamplingModel):
     # Training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        t, eps, condition = self.draw(batch)
+        losses = self.objective(self.network, self.diffusion, batch[0], t, eps, **condition)
+        loss = losses.mean()
+        self.batch_loss = loss.detach()
+        self._log_losses(t, losses.detach())
+        # 0 · inf = NaN: if the loss of one process is not finite, the gradient (the average over all processes) is NaN,
+        # and `check_gradients` finds it.
+        return loss * (1 + 0 * self.batch_loss)
+
+    def draw(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the timesteps [B] and the noise [B, C, H, W] of a training batch, and its condition, on its device.
+
+        The random numbers depend only on the seed and the batches done. Each process draws them for the global batch
+        and takes its part, so they do not depend on the number of processes.
+        """
         x0, _ = batch
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         position = batches_done(self.trainer)
-        torch.manual_seed(seed_at(Stream.NETWORK, self.seed, position, rank))
+        torch.manual_seed(seed_at(Stream.NETWORK, self.seed, position, rank))  # for dropout
 
         draws = generator(Stream.DIFFUSION, self.seed, position)
         size = len(x0) * world_size
         mine = slice(rank * len(x0), (rank + 1) * len(x0))
         t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine]
         eps = torch.randn(size, *self.image_shape, generator=draws)[mine]
-        t, eps = to_device(t, x0.device), to_device(eps, x0.device)
 
         condition = self.condition(batch)
         if self.num_classes is not None:
@@ -173,20 +187,16 @@ class DDPM(SamplingModel):
             condition["labels"] = condition["labels"].masked_fill(
                 to_device(left_out[mine], x0.device), self.num_classes
             )
+        return to_device(t, x0.device), to_device(eps, x0.device), condition
 
-        losses = self.objective(self.network, self.diffusion, x0, t, eps, **condition)
-        loss = losses.mean()
-        self.batch_loss = loss.detach()
+    def _log_losses(self, t: Tensor, losses: Tensor) -> None:
         if self.may_read_device:
             # On the CPU, because Lightning reads what is on the progress bar after each batch.
             self.log("train/loss", self.batch_loss.cpu(), prog_bar=True, logger=False)
         if self.logs_this_step:
-            t, losses = (part.flatten() for part in self.all_gather((t, losses.detach())))  # now of the global batch
+            t, losses = (part.flatten() for part in self.all_gather((t, losses)))  # now of the global batch
             self.log_now({"train/loss": losses.mean()})
             self.log_now({f"train/{name}": part.mean() for name, part in self._by_quarter(t, losses) if len(part)})
-        # 0 · inf = NaN: if the loss of one process is not finite, the gradient (the average over all processes) is NaN,
-        # and `check_gradients` finds it.
-        return loss * (1 + 0 * self.batch_loss)
 
     @property
     def logs_this_step(self) -> bool:
