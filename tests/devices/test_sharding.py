@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from small import Shades, fit, small_model
 from ddpm.devices import lightning_arguments
 from ddpm.diffusion import DDIM
 from ddpm.training.callbacks import SamplePictures
+from ddpm.training.muon import Muon
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -20,7 +22,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 def train(folder: Path, strategy: str, max_steps: int = 4, devices: int = 2, resume: Path | None = None) -> None:
     hardware = lightning_arguments("cpu", devices, precision="32-true", strategy=strategy)
     trainer = fit(
-        small_model(seed=3),
+        small_model(seed=3, optimizer=partial(Muon, lr=2e-3)),
         max_steps,
         SamplePictures(folder, DDIM(5), num_samples=4),
         data=Shades(),
