@@ -183,15 +183,16 @@ def read_curves(directory: Path, metrics: Sequence[str]) -> dict[str, Curve]:
 
 
 def samples_over_time(directory: Path, number: int) -> list[Samples]:
-    """Return up to `number` pictures of samples, evenly spaced over the training so far; the newest comes last.
+    """Return up to `number` pictures of samples: the newest, which comes last, and earlier ones.
 
-    Pictures that cannot be read are left out: a training run may be writing the newest.
+    The earlier ones are closer together near the start, where samples change most. Pictures that cannot be read are
+    left out: a training run may be writing the newest.
     """
     paths = sorted((directory / "samples").glob("samples-step-*.png"))
     while paths and _read_samples(paths[-1]) is None:
         paths.pop()
-    last = len(paths) - 1
-    chosen = {round(last - i * last / max(number - 1, 1)) for i in range(number)} if paths else set()
+    exponents = (1 - i / max(number - 1, 1) for i in range(number))
+    chosen = {round(len(paths) ** exponent) - 1 for exponent in exponents} if paths else set()
     return [found for i in sorted(chosen) if (found := _read_samples(paths[i]))]
 
 

@@ -92,7 +92,7 @@ def _panels(compared: Comparison, curves: Mapping[Path, Mapping[str, Curve]]) ->
     ]
     if compared.quality is not None and compared.groups:
         panels += [partial(_setting_panel, key=key) for key in compared.varying[:MAX_SETTINGS]]
-        panels.append(_time_panel)
+        panels += [_time_panel] * (len(compared.runs) > 1)
     return panels
 
 
