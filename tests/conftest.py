@@ -1,6 +1,7 @@
 """For all tests: shapes checked at run time, one thread per process, the command line, the real MNIST."""
 
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ install_import_hook(["ddpm.diffusion", "ddpm.models"], "beartype.beartype")
 
 from command_line import Answer, run_here, run_process  # noqa: E402
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
 for name in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
     os.environ.pop(name, None)  # they change what the program prints
 # Tests run commands in folders of their own, where a relative path would point elsewhere.

@@ -47,7 +47,6 @@ def run(cfg):
     if cfg.how == "broken" or cfg.seed == 13:
         raise ZeroDivisionError(f"seed {cfg.seed}")
     if cfg.how == "interrupted":
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     if cfg.how == "waiting":
         signal.signal(signal.SIGTERM, stop)

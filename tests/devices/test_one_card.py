@@ -23,4 +23,4 @@ def test_two_processes_on_one_card_give_the_result_of_one(gpu, tmp_path):
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
         for name in ("two", "one")
     )
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6 if gpu == "cpu" else 1e-4)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 if gpu == "cpu" else 1e-4)

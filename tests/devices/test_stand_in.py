@@ -82,5 +82,6 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert done.returncode == 0, done.stderr
     two = torch.load(path, weights_only=True)["state_dict"]
     one = weights(train(4, **XPU))
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    # Another order of sums changes gradients near 0, and Adam's steps with them, by little beside the rate of 1e-3.
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     assert not equal(one, small_model(seed=3).state_dict())

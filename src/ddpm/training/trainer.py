@@ -32,6 +32,9 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
         UserError: Lightning does not accept a setting.
     """
     quieten_lightning()
+    # Otherwise `trainer.deterministic` also fills new memory with NaN. That takes time, and with torch 2.14 it overran
+    # the heap in networks compiled in the layout channels_last on AVX-512.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_tasks(cfg.trainer)
     try:
         ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
