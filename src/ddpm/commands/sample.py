@@ -14,8 +14,8 @@ from torch import Tensor
 from ddpm.commands import display, from_checkpoint
 from ddpm.commands.command import Plan
 from ddpm.commands.edits import Chain, Mode
-from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
+from ddpm.commands.progress import Evaluations
 from ddpm.commands.results_folder import make_results_folder
 from ddpm.config import build
 from ddpm.data import pictures, to_model_range, to_uint8

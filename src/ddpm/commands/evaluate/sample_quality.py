@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ddpm.commands import display, from_checkpoint
-from ddpm.commands.evaluations import Evaluations
 from ddpm.commands.from_checkpoint import Loaded
+from ddpm.commands.progress import Evaluations
 from ddpm.config import build, conf_dir, option_name, user_path
 from ddpm.data import MNIST, FashionMNIST, ImageData, MNISTMini, pictures, to_model_range
 from ddpm.diffusion import ClassifierFree, Guidance, Sampler
