@@ -27,6 +27,7 @@ def message_of(command, answer):
             ["MNIST is not in", "DDPM_DATA_DIR", "data=mnist_mini", "train-images-idx3-ubyte"],
         ),
         (["trainer=cuda", "trainer.devices=100"], ["trainer: "]),
+        (["model.padding=2"], ["ddpm.models.UNet takes it", "with a plus, +model.padding="]),
         (["sampler.steps=51", "trainer.max_steps=1", "trainer.val_check_interval=1"], ["steps=51", "50"]),
         (["schedule=cosine", "schedule.max_beta=1.0"], ["zero terminal", "prediction v or x0"]),
         (["init_from=nowhere"], ["no checkpoint or run at nowhere"]),

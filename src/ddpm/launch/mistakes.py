@@ -3,12 +3,14 @@
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,7 +51,10 @@ def explain(error: HydraException, command: str | None, arguments: Sequence[str]
     message = "\n".join(text for part in (error, *causes) if (text := str(part).strip()))
     if unknown := re.match(r"Could not override '([^']+)'|Could not delete from config. '([^']+)' does not", message):
         key = unknown[1] or unknown[2]
-        return message.splitlines()[0] + did_you_mean(key, _known_keys(command, key, arguments))
+        values = _values_without(command, key, arguments)
+        if unknown[1] and (target := _target_that_takes(key, values)):
+            return f"{key} is not in the config, but {target} takes it: add it with a plus, +{key}=…"
+        return message.splitlines()[0] + did_you_mean(key, _dotted_keys(values))
     return plain(message)
 
 
@@ -95,8 +100,8 @@ def _explain_grammar(word: str, command: str | None) -> str:
     return f"cannot read {word}{reason}. Quote a text for Hydra and for the shell:\n  {quoted}"
 
 
-def _known_keys(command: str | None, unknown: str, arguments: Sequence[str]) -> list[str]:
-    """Return the keys of the config without the override of the unknown key, those of groups of keys included."""
+def _values_without(command: str | None, unknown: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the values of the config without the override of the unknown key."""
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     others = [word for word in overrides if word.partition("=")[0].lstrip("+~") != unknown]
     for attempt in (others, []):
@@ -104,9 +109,29 @@ def _known_keys(command: str | None, unknown: str, arguments: Sequence[str]) -> 
             config = _compose(command, attempt, arguments)
         except (HydraException, OmegaConfBaseException):
             continue
-        keys = [key for key, _ in leaves(OmegaConf.to_container(config, resolve=False))]
-        return sorted({key.rsplit(".", up)[0] for key in keys for up in range(key.count(".") + 1)})
-    return []
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    return {}
+
+
+def _dotted_keys(values: dict[str, Any]) -> list[str]:
+    """Return the keys of all values and of all groups of values."""
+    keys = [key for key, _ in leaves(values)]
+    return sorted({key.rsplit(".", up)[0] for key in keys for up in range(key.count(".") + 1)})
+
+
+def _target_that_takes(key: str, values: dict[str, Any]) -> str | None:
+    """Return the `_target_` above a key, if its signature has the argument."""
+    from ddpm.config.checking import signature  # imported late: it imports pydantic
+
+    above, _, argument = key.rpartition(".")
+    node: Any = values
+    for part in above.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    target = node.get("_target_") if isinstance(node, dict) else None
+    try:
+        return target if target and argument in signature(get_object(target))[0] else None
+    except Exception:  # the import of any module may fail, with any error
+        return None
 
 
 def _compose(command: str | None, overrides: list[str], arguments: Sequence[str]) -> DictConfig:
