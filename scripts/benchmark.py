@@ -48,6 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from ddpm.config import build, conf_dir
 from ddpm.devices import device_name, lightning_arguments
 from ddpm.runs import Run
+from ddpm.runs.status import processor
 from ddpm.training import DDPM, build_model
 from ddpm.training.loggers import build_loggers
 from ddpm.training.trainer import build_trainer, connect, expect_warnings, speed_up
@@ -499,16 +500,12 @@ def show(title: str, found: Sequence[dict[str, Any]], console: Console) -> None:
 def about(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the numbers depend on: versions, device, processor, threads, other load, command."""
     names = ("ddpm-lightning", "torch", "lightning", "denoising-diffusion-pytorch", "diffusers")
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     limits = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
     return {
         "command": shlex.join([f"scripts/{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {name: found for name in names if (found := release(name))},
         "device": device_name(torch.device(args.device)),
-        "processor": info.get("model name", platform.processor()),
-        "features": [word for word in info.get("flags", "").split() if word.startswith(("avx", "amx", "fma"))],
+        "processor": processor(),
         "used": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in limits if name in os.environ},
@@ -548,7 +545,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(width=max(120, Console().width))
     show(facts["command"], found, console)
     console.print(
-        f"{facts['device']}, {facts['processor']}, {facts['used']}, load {facts['load']:.1f} before the start"
+        f"{facts['device']}, {facts['processor']['name']}, {facts['used']}, load {facts['load']:.1f} before the start"
     )
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{args.command}.json"

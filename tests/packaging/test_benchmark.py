@@ -30,7 +30,7 @@ def benchmark(monkeypatch):
 def results(benchmark, folder: Path, *arguments: str) -> dict[str, dict]:
     benchmark.main([*arguments, "--rounds=2", "--seconds=0.001", "--batch=4", f"--out={folder}"])
     written = json.loads((folder / f"{arguments[0]}.json").read_text())
-    assert {"command", "versions", "device", "features", "threads"} <= written.keys()
+    assert {"command", "versions", "device", "processor", "threads"} <= written.keys()
     return {row["name"]: row for row in written["results"]}
 
 

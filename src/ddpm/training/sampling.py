@@ -88,6 +88,11 @@ class SamplingModel(L.LightningModule):
             UserError: a label does not exist, or there are more labels than images; the model is unconditional, or it
                 has not learnt to work without labels; the guidance does not fit the model.
         """
+        self._check_labels(labels, num_images)
+        if guidance is not None and guidance.acts:
+            self._check_guidance(guidance, has_labels=labels is not None)
+
+    def _check_labels(self, labels: Sequence[int] | None, num_images: int | None) -> None:
         if labels is None:
             if self.num_classes is not None and self.label_dropout == 0:
                 raise UserError("labels are missing: the model was trained with label_dropout=0, so it needs them.")
@@ -99,8 +104,8 @@ class SamplingModel(L.LightningModule):
             raise UserError(f"labels holds {absent[0]}, but the model has the classes 0 to {self.num_classes - 1}.")
         elif num_images is not None and len(labels) > num_images:
             raise UserError(f"labels holds {len(labels)} labels for {num_images} images: draw more images.")
-        if guidance is None or not guidance.acts:
-            return
+
+    def _check_guidance(self, guidance: Guidance, has_labels: bool) -> None:
         if guidance.interval is not None and guidance.interval[1] >= self.diffusion.num_steps:
             raise UserError(
                 f"guidance: interval={list(guidance.interval)} goes beyond the last timestep, "
@@ -113,7 +118,7 @@ class SamplingModel(L.LightningModule):
                 )
             if self.label_dropout == 0:
                 raise UserError("guidance: the model was trained with label_dropout=0. Use autoguidance.")
-            if labels is None:
+            if not has_labels:
                 raise UserError("guidance: classifier-free guidance needs labels, as in labels=all.")
         if isinstance(guidance, Autoguidance) and isinstance(guidance.weak, SamplingModel):
             self._check_same_kind(guidance.weak)
