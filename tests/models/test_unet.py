@@ -30,6 +30,10 @@ def perturbed(**settings) -> UNet:
         ({"channels": 1, "blocks": 1}, (8, 8)),
         ({"channels": 8, "image_channels": 3, "patch": 3}, (12, 24)),
         ({"channels": 8, "multipliers": (1, 1, 1, 1), "padding": 2}, (28, 20)),
+        (
+            {"channels": 8, "multipliers": (1, 2), "attention": (), "image_channels": 3, "patch": 2, "fourier": (7, 8)},
+            (8, 8),
+        ),
     ],
     ids=str,
 )
@@ -169,6 +173,8 @@ def test_the_timestep_embedding_stays_exact_under_autocast():
         ({"patch": 0}, "patch must be 1 or more, not 0"),
         ({"padding": -1}, "padding=-1 must be from 0 to 64 pixels"),
         ({"padding": 65}, "padding=65 must be"),
+        ({"fourier": [7, 7]}, r"fourier=\[7, 7\] must be different numbers"),
+        ({"fourier": [17]}, "from 0 to 16"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"num_classes": 0}, "num_classes must be 1 or more, not 0"),
     ],
@@ -209,6 +215,26 @@ def test_padding_is_a_border_of_zeros_that_is_cut_off_the_output():
     bordered = torch.zeros(2, 1, 32, 32)
     bordered[:, :, 2:-2, 2:-2] = x
     assert torch.equal(padded(x, t), plain(bordered, t)[:, :, 2:-2, 2:-2])
+
+
+def test_fourier_features_show_bfloat16_noise_narrower_than_a_grey_level():
+    """Near 1, neighbours in bfloat16 are half a grey level apart."""
+    black = torch.full((1, 1, 8, 8), -1.0)
+    noisy, t = black + 1e-3 * torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+    for fourier, is_seen in (((), False), ((7, 8), True)):
+        network = perturbed(channels=8, multipliers=(1, 2), attention=(), fourier=fourier)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(network(noisy, t), network(black, t)) is not is_seen
+
+
+def test_fourier_features_are_the_sines_and_cosines_of_octaves():
+    network = UNet(image_channels=2, channels=8, multipliers=(1,), attention=(), fourier=(0, 3))
+    found = []
+    network.input.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    x = torch.rand(1, 2, 4, 4) * 2 - 1
+    network(x, torch.zeros(1, dtype=torch.int64))
+    expected = [x, (torch.pi * x).sin(), (torch.pi * x).cos(), (8 * torch.pi * x).sin(), (8 * torch.pi * x).cos()]
+    torch.testing.assert_close(found[0], torch.cat(expected, dim=1))
 
 
 def test_full_resolution_is_that_of_the_patches():
