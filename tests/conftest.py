@@ -18,7 +18,9 @@ install_import_hook(["ddpm.diffusion", "ddpm.models"], "beartype.beartype")
 
 from command_line import Answer, run_here, run_process  # noqa: E402
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
+# A shell starts background jobs with SIGINT ignored, nohup its command with SIGHUP, and child processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for name in ("DDPM_DEBUG", "HYDRA_FULL_ERROR", "COMP_LINE"):
     os.environ.pop(name, None)  # they change what the program prints
 # Tests run commands in folders of their own, where a relative path would point elsewhere.
