@@ -133,6 +133,8 @@ class UNet(nn.Module):
         return F.pad(h, [-self.padding] * 4) if self.padding else h
 
     def _with_fourier_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B features H W"]:
+        if not self.fourier:
+            return x  # torch.cat would copy it
         angles = [2**n * math.pi * x for n in self.fourier]
         return torch.cat([x, *(wave(angle) for angle in angles for wave in (torch.sin, torch.cos))], dim=1)
 
