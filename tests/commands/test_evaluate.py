@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm.commands.evaluate.bits_per_dim import spread, up_to
-from ddpm.commands.from_checkpoint import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
+from ddpm.commands.variance import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
 from ddpm.training.building import load_model

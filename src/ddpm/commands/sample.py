@@ -17,6 +17,7 @@ from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.commands.progress import Evaluations
 from ddpm.commands.results_folder import make_results_folder
+from ddpm.commands.variance import set_variance
 from ddpm.config import build
 from ddpm.data import pictures, to_model_range, to_uint8
 from ddpm.diffusion import Ancestral, Guidance, Sampler
@@ -98,7 +99,7 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     sampler: Sampler = build(cfg.sampler, Sampler)
     if cfg.variance is not None and not isinstance(sampler, Ancestral):
         raise UserError(f"variance={cfg.variance} needs sampler=ancestral: other samplers have no such variance.")
-    from_checkpoint.set_variance(model, cfg.variance, checkpoint)
+    set_variance(model, cfg.variance, checkpoint)
     steps = model.check_sampler(sampler)
     guidance: Guidance = build(cfg.guidance, Guidance)
     mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ddpm.commands import display
 from ddpm.commands.evaluate.optimal_variance import check_draws, spread, x0_mse_of
-from ddpm.commands.from_checkpoint import Loaded, labels_of, with_variance
+from ddpm.commands.from_checkpoint import Loaded, labels_of
 from ddpm.commands.progress import Evaluations
+from ddpm.commands.variance import with_variance
 from ddpm.data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.diffusion.empirical import EmpiricalDenoiser

@@ -5,8 +5,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.commands import display
-from ddpm.commands.from_checkpoint import Loaded, describe, labels_of, name_of_weights, x0_mse_key, x0_mse_path
+from ddpm.commands.from_checkpoint import Loaded, describe, labels_of, name_of_weights
 from ddpm.commands.progress import Evaluations
+from ddpm.commands.variance import x0_mse_key, x0_mse_path
 from ddpm.data import ImageData
 from ddpm.errors import UserError
 from ddpm.metrics.bound import measure_x0_mse, timesteps_for_x0_mse
