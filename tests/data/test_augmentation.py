@@ -32,6 +32,11 @@ def test_a_shift_moves_rows_and_columns_and_repeats_the_border():
         assert np.array_equal(image, before[:, 2 - down : 8 - down, 2 - right : 10 - right])
 
 
+def test_a_shift_out_of_sight_is_refused():
+    with pytest.raises(ValueError, match="pixels=8 would move images of 8 x 8 out of sight"):
+        Shift(8).apply(torch.zeros(1, 1, 8, 8).byte(), torch.zeros(1, 2, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("invalid", [lambda: Flip(0), lambda: Flip(1.5), lambda: Shift(0)])
 def test_values_out_of_range_are_refused(invalid):
     with pytest.raises(ValueError, match=r"augmentation\.(probability|pixels)="):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from small import IMAGE_SHAPE, NUM_STEPS, Shades, fit, quiet_trainer, small_model, trained_a_little
+from small import IMAGE_SHAPE, NUM_STEPS, Shades, fit, quiet_trainer, small_model, small_unet, trained_a_little
 from torch import nn
 
 from ddpm.data import Split, to_model_range
 from ddpm.diffusion import GaussianDiffusion, schedules, vlb_terms
+from ddpm.errors import UserError
 from ddpm.training import DDPM
 
 
@@ -35,6 +36,12 @@ def test_the_moving_average_is_what_is_measured():
     with torch.no_grad():
         model.ema.module.output[2].bias += 1
     assert validate(model) != numbers
+
+
+def test_training_goes_on_after_a_validation_by_another_trainer():
+    model = small_model()
+    validate(model)
+    fit(model, 5, limit_val_batches=1.0, val_check_interval=5)
 
 
 class Many(Shades):
@@ -122,6 +129,12 @@ class Numbered(Shades):
 
     def load(self):
         return {name: Split(images, torch.arange(len(images))) for name, (images, _) in super().load().items()}
+
+
+def test_data_with_more_classes_than_the_network_is_refused():
+    model = small_model(small_unet(num_classes=3))
+    with pytest.raises(UserError, match="the data has 40 classes, but the model has 3"):
+        fit(model, 1, data=Numbered(batch_size=12))
 
 
 def test_the_network_gets_the_condition_in_training_in_the_loss_and_in_the_bound():

@@ -151,8 +151,7 @@ def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:
     """
     if model.num_classes is None:
         return None
-    if data.num_classes > model.num_classes:
-        raise UserError(f"the data has {data.num_classes} classes, but the model has {model.num_classes}.")
+    model.check_classes(data)
     return data.split(split).labels
 
 

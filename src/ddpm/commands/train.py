@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
@@ -136,6 +137,7 @@ def prepare(cfg: DictConfig) -> Job:
     data.augmentation = None if cfg.augmentation is None else build(cfg.augmentation, Augmentation)
     data.prepare_data()
     data.setup("fit")
+    check_augmentation(data)
     check_classes(model, data)
     limit_epochs(cfg.trainer, data)
     check_decay(cfg, steps_to_make(cfg.trainer, data))
@@ -187,6 +189,16 @@ def check_classes(model: DDPM, data: ImageData) -> None:
             f"model.num_classes={model.num_classes}, but the data has {data.num_classes} classes: "
             f"set model.num_classes={data.num_classes}, or null for a model without labels."
         )
+
+
+def check_augmentation(data: ImageData) -> None:
+    """Raise a UserError if the augmentation fails for an image of the data's shape."""
+    if (augmentation := data.augmentation) is not None:
+        try:
+            image = torch.zeros(1, *data.image_shape, dtype=torch.uint8)
+            augmentation.apply(image, augmentation.draw(1, torch.Generator()))
+        except Exception as error:  # an augmentation of the user's own may raise any error
+            raise UserError(f"augmentation: {error}") from error
 
 
 def check_optimizer(model: DDPM) -> None:

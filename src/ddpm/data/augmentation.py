@@ -50,6 +50,8 @@ class Shift(Augmentation):
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
+        if self.pixels >= min(height, width):
+            raise ValueError(f"pixels={self.pixels} would move images of {height} x {width} out of sight.")
         rows, columns = (
             (torch.arange(size, device=images.device) - offset[:, None]).clamp(0, size - 1)
             for size, offset in zip((height, width), drawn.unbind(1), strict=True)

@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from ddpm.data import ImageData
 from ddpm.data.batches import batches_done
 from ddpm.devices import shard, to_device
 from ddpm.diffusion import (
@@ -151,6 +152,15 @@ class DDPM(SamplingModel):
         Override this for another condition.
         """
         return {} if self.num_classes is None else {"labels": batch[1]}
+
+    def setup(self, stage: str) -> None:
+        if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
+            self.check_classes(data)
+
+    def check_classes(self, data: ImageData) -> None:
+        """Raise a UserError if the labels of the data have classes that a class-conditional network lacks."""
+        if self.num_classes is not None and data.num_classes > self.num_classes:
+            raise UserError(f"the data has {data.num_classes} classes, but the model has {self.num_classes}.")
 
     # Training ---------------------------------------------------------------------------------------------------
 
@@ -312,6 +322,7 @@ class DDPM(SamplingModel):
 
     def on_validation_epoch_start(self) -> None:
         self._images_validated = 0
+        self.validation_metrics.reset()  # `Trainer.validate` leaves inference tensors, which `fit` could not change
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Compute the loss and the bound of each image, at timesteps and noise that depend only on the image's index.

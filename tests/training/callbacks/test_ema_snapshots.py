@@ -86,3 +86,5 @@ def test_lengths_and_folders_without_an_average_are_refused(tmp_path):
         reconstruct(tmp_path / "ema", 0.5, at_most=2)
     with pytest.raises(ValueError, match="different"):
         EMASnapshots(tmp_path, lengths=[0.1, 0.1])
+    with pytest.raises(ValueError, match="between"):
+        EMASnapshots(tmp_path, lengths=[0.5])

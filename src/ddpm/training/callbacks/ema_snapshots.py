@@ -13,7 +13,7 @@ from ddpm.runs.checkpoints import FORMAT
 from ddpm.runs.files import make_folder, replace_file
 from ddpm.training.averaging import WeightAverage
 from ddpm.training.module import DDPM
-from ddpm.training.power_averages import power_average, snapshot_name
+from ddpm.training.power_averages import gamma, power_average, snapshot_name
 
 
 class EMASnapshots(L.Callback):
@@ -35,6 +35,8 @@ class EMASnapshots(L.Callback):
             raise ValueError(f"lengths={list(lengths)} must be different numbers.")
         self.directory = Path(directory)
         self.lengths = [float(length) for length in lengths]
+        for length in self.lengths:
+            gamma(length)  # raises if it is out of range
         self.every_steps = every_steps
         self.averages: dict[float, WeightAverage] = {}
 
