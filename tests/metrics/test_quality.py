@@ -178,6 +178,23 @@ def test_a_measure_of_the_users_own_is_one_of_the_measures(judge, held_out):
     assert stages[-2:] == [MEASURES[2].caption, "mean brightness"]
 
 
+def test_a_measure_returns_a_number_or_an_estimate(judge, held_out):
+    class Own:
+        name = caption = "own"
+
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __call__(self, samples, reference):
+            return self.answer
+
+    estimate = Estimate(2.0, 0.5)
+    assert judge(held_out[:100], measures=[Own(estimate)]).measures["own"].value == estimate
+    for answer in (None, (1.0, 2.0), torch.ones(2), "many"):
+        with pytest.raises(ValueError, match="the measure own failed"):
+            judge(held_out[:100], measures=[Own(answer)])
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
@@ -185,6 +202,7 @@ def test_a_measure_of_the_users_own_is_one_of_the_measures(judge, held_out):
         ({"x": {"_target_": "builtins.int"}}, r"measures\.x is no measure"),
         ({"x": {"_target_": "nowhere.X"}}, "nowhere"),
         ({key: {"_target_": "ddpm.metrics.kernel.KernelDistance"} for key in "xy"}, "the same name, kid"),
+        ({"x": {"_target_": "ddpm.metrics.classes.AsAsked", "num_classes": 10}}, "the same name, as_asked"),
     ],
 )
 def test_objects_that_are_no_measures_are_refused(nodes, message):
@@ -214,7 +232,7 @@ def test_ratio():
     ids=["size", "colour", "float", "few"],
 )
 def test_other_images_are_refused(judge, samples):
-    with pytest.raises(ValueError, match="at least 100"):
+    with pytest.raises(ValueError, match=r"needs images like those of the data|only 99 samples.* at least 100"):
         judge(samples)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.metrics.estimates import Estimate
-from ddpm.metrics.measures import Comparison, ImageSet, Reference, mean_over_parts
+from ddpm.metrics.measures import UNKNOWN, Comparison, ImageSet, Reference, mean_over_parts
 
 UNSURE = 0.9
 """the classifier is unsure of an image if its most probable class has a lower probability"""
@@ -53,15 +53,24 @@ class Unsure:
 
 
 class AsAsked:
-    """The share of samples that the classifier sees as the class that they were asked for."""
+    """The share of samples that the classifier sees as the class that they were asked for.
+
+    Args:
+        num_classes: classes of the model. If the classifier has another number, the share is not known.
+    """
 
     name = "as_asked"
     needs_classes = True
     caption = "share classified as asked"
 
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
         assert samples.logits is not None
         assert samples.labels is not None
+        if samples.logits.shape[1] != self.num_classes:
+            return Comparison(UNKNOWN)
         return Comparison(Estimate.of((samples.logits.argmax(dim=1) == samples.labels).double()))
 
 

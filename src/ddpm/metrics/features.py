@@ -68,7 +68,7 @@ def features_of(features: Features, images: Tensor) -> Found:
         if isinstance(output, Activations):
             logits.append(output.logits.cpu())
             output = output.features
-        found.append(output.cpu())
+        found.append(output.cpu().to(torch.promote_types(output.dtype, torch.float32)))  # NumPy has no bfloat16
     of_all = torch.cat(found)
     if not of_all.isfinite().all():
         raise ValueError("the features of some images are NaN or infinite.")
@@ -81,5 +81,5 @@ def check_features(features: Features, shape: tuple[int, int, int]) -> None:
         found = features_of(features, torch.zeros(2, *shape, dtype=torch.uint8)).features
     except Exception as error:
         raise ValueError(f"the features cannot be computed of images {list(shape)}: {error}") from error
-    if found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
+    if found.ndim != 2 or len(found) != 2 or found.numel() == 0 or not found.is_floating_point():
         raise ValueError(f"the features of 2 images are {found.dtype} {list(found.shape)}: floats [2, D] are needed.")

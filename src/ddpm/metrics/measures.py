@@ -88,7 +88,7 @@ class Measure(Protocol):
     """in the table"""
     # A measure that needs logits also has needs_classes = True; it is left out if the features do not classify.
 
-    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison | float:
+    def __call__(self, samples: ImageSet, reference: Reference) -> Comparison | Estimate | float:
         """Return the measure of the samples, with that of real images if there is one."""
 
 

@@ -123,10 +123,7 @@ def sample_quality(
     comparisons = {}
     for measure in measures:
         on_stage(measure.caption)
-        found = measure(of_samples, reference)
-        comparisons[measure.name] = (
-            found if isinstance(found, Comparison) else Comparison(Estimate(float(found), UNKNOWN.se))
-        )
+        comparisons[measure.name] = _measured(measure, of_samples, reference)
     pairs = {}
     for space, near in samples_nearest.items():
         closest = near.distances.argsort(stable=True)[:NUM_PAIRS]
@@ -143,13 +140,25 @@ def sample_quality(
     return Quality(n, len(samples), len(train), len(test), comparisons, captions, shares, real_shares, pairs)
 
 
+def _measured(measure: Measure, samples: ImageSet, reference: Reference) -> Comparison:
+    try:
+        found = measure(samples, reference)
+        if isinstance(found, Comparison):
+            return found
+        return Comparison(found if isinstance(found, Estimate) else Estimate(float(found), UNKNOWN.se))
+    except Exception as error:  # a measure of the user's own may raise any error, or return anything
+        raise ValueError(f"the measure {measure.name} failed: {type(error).__name__}: {error}") from error
+
+
 def check_images(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
     """Raise a ValueError if images cannot be compared: another shape or dtype, or fewer than 100 images."""
-    if images.dtype != torch.uint8 or images.shape[1:] != shape or len(images) < MIN_IMAGES:
+    if images.dtype != torch.uint8 or images.shape[1:] != shape:
         raise ValueError(
             f"the {name} are {images.dtype} {list(images.shape)}: sample quality needs images like those of the data, "
-            f"torch.uint8 {['N', *shape]}, and at least {MIN_IMAGES} of them.".replace("'", "")
+            f"torch.uint8 {['N', *shape]}.".replace("'", "")
         )
+    if len(images) < MIN_IMAGES:
+        raise ValueError(f"there are only {len(images)} {name}: sample quality needs at least {MIN_IMAGES}.")
 
 
 def _by_digest(images: Tensor) -> Tensor:
