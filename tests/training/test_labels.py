@@ -94,6 +94,14 @@ def test_guidance_reaches_the_samples(model):
     assert (automatic - model.sample(3, DDIM(5), seed=0)).abs().max() > 1e-2
 
 
+def test_labels_and_scales_are_numbers_of_any_kind(model):
+    images = model.sample(NUM_CLASSES, DDIM(2), seed=0, labels=range(NUM_CLASSES), guidance=2.0)
+    same = model.sample(NUM_CLASSES, DDIM(2), seed=0, labels="all", guidance=torch.tensor(2))
+    assert torch.equal(images, same)
+    one = model.sample(2, DDIM(2), seed=0, labels=torch.tensor(1))
+    assert torch.equal(one, model.sample(2, DDIM(2), seed=0, labels=1))
+
+
 @pytest.mark.parametrize(
     ("labels", "guidance", "words"),
     [
@@ -106,8 +114,14 @@ def test_guidance_reaches_the_samples(model):
         ([0], ClassifierFree(2.0, [3, NUM_STEPS]), "beyond the last timestep, 19"),
         (None, Autoguidance(small_model(), 2.0), "differ in their number of classes: 3 and None"),
         ([0], Autoguidance(small_model(small_unet(num_classes=3), num_steps=30), 2.0), "differ in their betas"),
+        (
+            None,
+            Autoguidance(small_model(small_unet(num_classes=3), label_dropout=0), 2.0),
+            "weaker model .* needs labels",
+        ),
+        (1.5, None, "labels must be classes"),
     ],
-    ids=range(9),  # the names of objects differ between processes
+    ids=range(11),  # the names of objects differ between processes
 )
 def test_what_does_not_fit_a_conditional_model_is_refused(model, labels, guidance, words):
     with pytest.raises(UserError, match=words):

@@ -9,6 +9,7 @@ To add another guidance, write a subclass of `Guidance` that implements `pair`, 
 """
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +42,7 @@ class Guidance(ABC):
                 f"guidance: interval must be the first and the last timestep, as in [100,600], not {list(interval)}."
             )
         self.scale = scale
-        self.interval = None if interval is None else (int(interval[0]), int(interval[1]))
+        self.interval = None if interval is None else (operator.index(interval[0]), operator.index(interval[1]))
 
     @property
     def acts(self) -> bool:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -42,7 +42,7 @@ class SamplingModel(L.LightningModule):
         seed: int | None = None,
         batch_size: int = 256,
         on_step: Callable[[int], None] | None = None,
-        labels: int | Iterable[int] | None = None,
+        labels: int | Iterable[int] | Literal["all"] | None = None,
         guidance: float | Guidance | None = None,
     ) -> Tensor:
         """Return images sampled with the averaged weights, [N, C, H, W] in [-1, 1], on the model's device.
@@ -54,30 +54,42 @@ class SamplingModel(L.LightningModule):
             seed: image i depends only on (seed, i), up to rounding. If None, the seed is random.
             batch_size: images sampled at once.
             on_step: called after each step of a batch with its number of images.
-            labels: a class, or classes that are repeated over the images; None: no labels.
+            labels: a class, or classes that are repeated over the images, or "all"; None: no labels.
             guidance: a scale of classifier-free guidance, or a guidance.
 
         Raises:
+            ValueError: `num_samples` or `batch_size` is below 1, or both `sampler` and `steps` are given.
             UserError: see `check_condition`.
         """
+        if num_samples < 1 or batch_size < 1:
+            raise ValueError(f"{num_samples=} and {batch_size=} must be at least 1.")
         if sampler is None:
             steps = min(20, self.diffusion.num_steps) if steps is None else steps
             sampler = SDEDPMSolverPP(steps, spacing="trailing")
         elif steps is not None:
             raise ValueError("give sampler or steps, not both: a sampler has its own number of steps.")
-        if isinstance(guidance, (int, float)):
+        if guidance is not None and not isinstance(guidance, Guidance):
             try:
                 guidance = ClassifierFree(float(guidance))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise UserError(str(error)) from error
-        if labels is not None:
-            labels = [operator.index(label) for label in (labels if isinstance(labels, Iterable) else [labels])]
-        self.check_condition(labels, guidance, num_samples)
+        classes = None if labels is None else self._classes(labels)
+        self.check_condition(classes, guidance, num_samples)
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         batches = torch.arange(num_samples).split(batch_size)
         return torch.cat(
-            [self.sample_images(part.tolist(), sampler, seed, on_step, labels, guidance) for part in batches]
+            [self.sample_images(part.tolist(), sampler, seed, on_step, classes, guidance) for part in batches]
         )
+
+    def _classes(self, labels: Any) -> list[int]:
+        """Return the labels that a user gives as a number, as numbers of any kind, or as "all"."""
+        if isinstance(labels, str) and labels == "all":
+            return list(range(self.num_classes or 1))
+        many = isinstance(labels, Iterable) and getattr(labels, "ndim", 1) > 0  # a tensor of no dimension is a number
+        try:
+            return [operator.index(label) for label in (labels if many else [labels])]
+        except TypeError as error:
+            raise UserError(f"labels must be classes, as in labels=[0,1], or all, not {labels!r}.") from error
 
     def check_condition(
         self, labels: Sequence[int] | None, guidance: Guidance | None = None, num_images: int | None = None
@@ -89,8 +101,10 @@ class SamplingModel(L.LightningModule):
                 has not learnt to work without labels; the guidance does not fit the model.
         """
         self._check_labels(labels, num_images)
-        if guidance is not None and guidance.acts:
-            self._check_guidance(guidance, has_labels=labels is not None)
+        if guidance is not None:
+            self._check_interval(guidance)
+            if guidance.acts:
+                self._check_guidance(guidance, has_labels=labels is not None)
 
     def _check_labels(self, labels: Sequence[int] | None, num_images: int | None) -> None:
         if labels is None:
@@ -105,12 +119,16 @@ class SamplingModel(L.LightningModule):
         elif num_images is not None and len(labels) > num_images:
             raise UserError(f"labels holds {len(labels)} labels for {num_images} images: draw more images.")
 
+    def _check_interval(self, guidance: Guidance) -> None:
+        if guidance.interval is None:
+            return
+        interval, last = f"guidance: interval={list(guidance.interval)}", self.diffusion.num_steps - 1
+        if guidance.interval[1] > last:
+            raise UserError(f"{interval} goes beyond the last timestep, {last}.")
+        if not guidance.acts:
+            raise UserError(f"{interval} has no effect with scale=1, which is no guidance.")
+
     def _check_guidance(self, guidance: Guidance, has_labels: bool) -> None:
-        if guidance.interval is not None and guidance.interval[1] >= self.diffusion.num_steps:
-            raise UserError(
-                f"guidance: interval={list(guidance.interval)} goes beyond the last timestep, "
-                f"{self.diffusion.num_steps - 1}."
-            )
         if isinstance(guidance, ClassifierFree):
             if self.num_classes is None:
                 raise UserError(
@@ -122,6 +140,8 @@ class SamplingModel(L.LightningModule):
                 raise UserError("guidance: classifier-free guidance needs labels, as in labels=all.")
         if isinstance(guidance, Autoguidance) and isinstance(guidance.weak, SamplingModel):
             self._check_same_kind(guidance.weak)
+            if not has_labels and guidance.weak.num_classes is not None and guidance.weak.label_dropout == 0:
+                raise UserError("guidance: the weaker model was trained with label_dropout=0, so it needs labels.")
 
     def _check_same_kind(self, weak: "SamplingModel") -> None:
         """Raise a UserError unless the outputs of a weaker model mean the same as those of this model."""
@@ -142,16 +162,20 @@ class SamplingModel(L.LightningModule):
         network: Network = self.ema if guidance is None else guidance(self.ema, self.num_classes)
         return network if labels is None else partial(network, labels=labels)
 
-    def check_sampler(self, sampler: Sampler) -> int:
+    def check_sampler(self, sampler: Sampler, guidance: Guidance | None = None) -> int:
         """Return the number of steps that `sampler` takes with this model's diffusion process.
 
         Raises:
-            UserError: the sampler's settings do not fit the process, for example more steps than timesteps.
+            UserError: the sampler's settings do not fit the process, for example more steps than timesteps; or the
+                interval of the guidance has none of the sampler's timesteps.
         """
         try:
-            return len(sampler.timesteps(self.diffusion))
+            timesteps = sampler.timesteps(self.diffusion)
         except ValueError as error:
             raise UserError(f"sampler: {error}") from error
+        if guidance is not None and guidance.acts and not guidance.covers(timesteps).any():
+            raise UserError(f"guidance: interval={list(guidance.interval or [])} has none of the sampler's timesteps.")
+        return len(timesteps)
 
     def sample_images(
         self,
