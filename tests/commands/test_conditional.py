@@ -38,7 +38,7 @@ def test_samples_have_the_labels_and_the_guidance_that_are_asked_for(ddpm_here, 
     answer = ddpm_here("sample", f"ckpt={conditional_run}", *FEW, "labels=all", "num_samples=20", "guidance.scale=3.0")
     assert answer.returncode == 0, answer.stderr
     assert "20 images in" in answer.stdout
-    assert "3 guided network evaluations each" in answer.stdout
+    assert "6 network evaluations each" in answer.stdout
     (folder,) = (tmp_path / "outputs" / "sample" / "conditional").iterdir()
     with np.load(folder / "samples.npz") as file:
         images = file["images"].astype(int)
@@ -82,6 +82,8 @@ def test_autoguidance_loads_a_weaker_checkpoint_by_the_rule_of_all(ddpm_here, ti
         (["ckpt={run}", "labels=3", "guidance.scale=true"], "guidance.scale=true must be a number"),
         (["ckpt={run}", "labels=3", "guidance=cfg", "guidance.interval=[9,3]"], "interval must be the first and the"),
         (["ckpt={run}", "labels=3", "guidance=cfg", "guidance.interval=[3,30]"], "beyond the last timestep, 29"),
+        (["ckpt={run}", "labels=3", "guidance.interval=[3,9]"], "interval=[3, 9] has no effect with scale=1"),
+        (["ckpt={run}", "labels=3", "guidance=cfg", "guidance.interval=[3,3]", "sampler.steps=2"], "has none of the"),
         (["ckpt={run}", "mode=sdedit", "labels=3"], "labels and mode do not go together"),
         (["ckpt={run}", "guidance=autoguidance"], "guidance.ckpt"),
     ],

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from small import Shades
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from ddpm.commands.evaluate.entry import mnist
+from ddpm.commands.evaluate.sample_quality import check_data
 from ddpm.config import build, conf_dir
 from ddpm.data import MNIST, MNISTMini
+from ddpm.errors import UserError
 
 QUALITY = ["trainer=cpu", "num_images=0", "num_samples=100"]
 
@@ -122,6 +125,11 @@ def test_mistakes(ddpm_here, tiny_run, tmp_path, overrides, words):
     assert list(tmp_path.rglob("metrics.json")) == []
 
 
+def test_too_few_real_images_are_refused():
+    with pytest.raises(UserError, match="there are only 40 train images: sample quality needs at least 100"):
+        check_data(Shades().ready())
+
+
 def test_an_image_folder_in_features_from_one_class_and_one_yaml(ddpm_here, train_tiny, tmp_path):
     """The whole table, less what needs a classifier, for colour images."""
     random = np.random.default_rng(0)
@@ -132,10 +140,12 @@ def test_an_image_folder_in_features_from_one_class_and_one_yaml(ddpm_here, trai
     run = train_tiny(tmp_path / "run", *data)
     (tmp_path / "mine.py").write_text(
         "import torch\n"
-        "class Colours:\n"
+        "class Colours(torch.nn.Module):\n"
         "    def __init__(self):\n"
+        "        super().__init__()\n"
         "        self.weight = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))\n"
-        "    def __call__(self, images):\n"
+        "    def forward(self, images):\n"
+        "        assert not self.training\n"
         "        return torch.conv2d(images / 255, self.weight, stride=4).relu().flatten(1)\n"
     )
     (tmp_path / "conf" / "features").mkdir(parents=True)

@@ -17,10 +17,10 @@ from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.commands.progress import Evaluations
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.commands.variance import set_variance
+from ddpm.commands.variance import check_variance, set_variance
 from ddpm.config import build
 from ddpm.data import pictures, to_model_range, to_uint8
-from ddpm.diffusion import Ancestral, Guidance, Sampler
+from ddpm.diffusion import Guidance, Sampler
 from ddpm.errors import UserError
 from ddpm.runs import ckpt_override
 from ddpm.training.hardware import number_of_processes
@@ -71,7 +71,12 @@ def run(cfg: DictConfig) -> None:
     make_results_folder(directory, loaded.fabric.device, loaded.checkpoint)
     result.picture.save(directory / "samples.png")
     np.savez_compressed(directory / "samples.npz", **pixels)  # type: ignore[arg-type]
-    each = f"{round(job.evaluations / len(result.images))} {'guided ' if job.guidance.acts else ''}network evaluations"
+    if job.mode is None:
+        timesteps = job.sampler.timesteps(loaded.model.diffusion)
+        each = f"{job.guidance.evaluations(timesteps)} network evaluations"
+    else:
+        guided = "guided " if job.guidance.acts else ""
+        each = f"{round(job.evaluations / len(result.images))} {guided}network evaluations"
     display.console.print(f"{len(result.images)} images in {seconds:.1f} s, {each} each")
     display.results(
         directory,
@@ -97,11 +102,10 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
         UserError: see `run`.
     """
     sampler: Sampler = build(cfg.sampler, Sampler)
-    if cfg.variance is not None and not isinstance(sampler, Ancestral):
-        raise UserError(f"variance={cfg.variance} needs sampler=ancestral: other samplers have no such variance.")
+    check_variance(cfg.variance, sampler)
     set_variance(model, cfg.variance, checkpoint)
-    steps = model.check_sampler(sampler)
     guidance: Guidance = build(cfg.guidance, Guidance)
+    steps = model.check_sampler(sampler, guidance)
     mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
     if mode is None:
         labels = asked_labels(cfg, model)

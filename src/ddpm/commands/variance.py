@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from ddpm.config import override
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion import Ancestral, GaussianDiffusion, Sampler
 from ddpm.diffusion.process import Variance
 from ddpm.errors import UserError
 from ddpm.runs.files import read_json
 from ddpm.training.module import DDPM
+
+
+def check_variance(variance: Variance | None, sampler: Sampler) -> None:
+    """Raise a UserError if a variance is given that the sampler does not use."""
+    if variance is not None and not isinstance(sampler, Ancestral):
+        raise UserError(f"variance={variance} needs sampler=ancestral: other samplers have no such variance.")
 
 
 def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.commands.variance import set_variance, x0_mse_path
+from ddpm.commands.variance import check_variance, set_variance, x0_mse_path
 from ddpm.config import build, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
@@ -39,6 +39,11 @@ from ddpm.training.module import DDPM
 
 READ_WITH_SAMPLES = ("samples", "data", "features", "measures")
 """the settings that have an effect where samples are judged"""
+READ_IF_ABOVE_0 = {
+    "num_samples": ("sampler", "guidance", "features", "measures"),
+    "num_images": ("evaluate", "timesteps_per_image"),
+}
+"""settings that have an effect only if this number is above 0"""
 
 Part = Likelihood | SampleQuality
 
@@ -85,6 +90,11 @@ def check(cfg: DictConfig) -> None:
         given := identity_overrides(task_overrides(), [*READ_WITH_SAMPLES, *cfg.not_identity])
     ):
         raise UserError(f"{', '.join(given)} would make no difference: samples are judged as they are.")
+    asked = identity_overrides(task_overrides(), cfg.not_identity)
+    for number, settings in READ_IF_ABOVE_0.items():
+        ignored = asked.keys() - identity_overrides(task_overrides(), [*settings, *cfg.not_identity])
+        if cfg.samples is None and cfg[number] == 0 and ignored:
+            raise UserError(f"{', '.join(sorted(ignored))} would make no difference with {number}=0.")
 
 
 # A checkpoint -------------------------------------------------------------------------------------------------------
@@ -112,19 +122,22 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
         UserError: see `run`.
     """
     sampler: Sampler = build(cfg.sampler, Sampler)
-    model.check_sampler(sampler)
+    guidance: Guidance = build(cfg.guidance, Guidance)
+    model.check_sampler(sampler, guidance)
     measures = sample_quality.build_measures(cfg.measures)
     data = from_checkpoint.data_of(cfg, model)
     features = sample_quality.build_features(cfg, data)
     if cfg.num_images == 0 and features is None:
         raise UserError("nothing is left to measure: num_images or num_samples must be above 0.")
     data.ready()
-    guidance: Guidance = build(cfg.guidance, Guidance)
+    if features is not None:
+        sample_quality.check_data(data)
     labels = sample_quality.draw_labels(cfg, data, model)
     if labels is not None or guidance.acts:  # without samples, a model that needs labels gets none
         model.check_condition(labels, guidance)
     bound = None if cfg.num_images == 0 else bits_per_dim.check(cfg, model, data)
     if bound is None:
+        check_variance(cfg.variance, sampler)
         set_variance(model, cfg.variance, checkpoint)
     return Job(data, bound, sampler, features, measures, guidance, labels)
 
@@ -182,7 +195,8 @@ def prepare_samples(cfg: DictConfig) -> tuple[Tensor, ImageData, tuple[str, Feat
     features = sample_quality.build_features(cfg, data)
     if features is None:
         raise UserError(sample_quality.NO_FEATURES)
-    return samples, data.ready(), features, sample_quality.build_measures(cfg.measures)
+    sample_quality.check_data(data.ready())
+    return samples, data, features, sample_quality.build_measures(cfg.measures)
 
 
 def judge_samples(cfg: DictConfig) -> None:

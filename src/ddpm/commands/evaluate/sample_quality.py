@@ -24,7 +24,7 @@ from ddpm.metrics.classes import AsAsked
 from ddpm.metrics.estimates import Estimate
 from ddpm.metrics.features import Features, check_features
 from ddpm.metrics.measures import Measure
-from ddpm.metrics.quality import MIN_IMAGES, Quality, sample_quality
+from ddpm.metrics.quality import MIN_IMAGES, Quality, check_images, sample_quality
 from ddpm.seeding import Stream, evenly_spread, seed_at
 from ddpm.training.module import DDPM
 
@@ -115,6 +115,8 @@ def build_features(cfg: DictConfig, data: ImageData) -> tuple[str, Features] | N
         display.console.print(f"Sample quality is left out: {NO_FEATURES}")
         return None
     features: Features = build(node)
+    if isinstance(features, nn.Module):
+        features.eval()  # no dropout, and no statistics of a batch
     name = option_name(node._target_)
     try:
         check_features(features, data.image_shape)
@@ -122,6 +124,15 @@ def build_features(cfg: DictConfig, data: ImageData) -> tuple[str, Features] | N
         raise UserError(f"features={name}: {error}") from error
     own = [f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None]
     return " ".join([name, *own]), features
+
+
+def check_data(data: ImageData) -> None:
+    """Raise a UserError if the data has too few real images to compare samples with."""
+    for name in ("train", "test"):
+        try:
+            check_images(f"{name} images", data.split(name).images, data.image_shape)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def build_measures(nodes: Mapping[str, Any] | None) -> list[Measure]:
@@ -138,7 +149,7 @@ def build_measures(nodes: Mapping[str, Any] | None) -> list[Measure]:
         name, caption = (getattr(measure, attribute, None) for attribute in ("name", "caption"))
         if not (callable(measure) and isinstance(name, str) and isinstance(caption, str)):
             raise UserError(f"measures.{key} is no measure: its class needs a name, a caption and __call__.")
-        if name in measures:
+        if name in measures or name == AsAsked.name:
             raise UserError(f"measures.{key} and another measure have the same name, {name}.")
         measures[name] = measure
     return list(measures.values())
@@ -207,7 +218,7 @@ def judge(
     if isinstance(features, nn.Module):
         features.to(device)
     if drawn.labels is not None:
-        measures = [*measures, AsAsked()]
+        measures = [*measures, AsAsked(data.num_classes)]
     cache = user_path(cfg.paths.outputs) / "evaluate" / ".real_images"
     with display.console.status("sample quality") as status:
 
