@@ -85,12 +85,19 @@ def test_other_commands(command, override, message):
 
 
 @pytest.mark.parametrize(
-    "override", ["model=null", "data=1,mnist", "hydra/sweeper=5", "+sweep={a:1}", "logger=[csv,2]"]
+    "override",
+    ["model=null", "data=1,mnist", "hydra/sweeper=5", "+sweep={a:1}", "logger=[csv,2]", "augmentation=[flip,shift]"],
 )
 def test_a_choice_that_is_no_name(override):
     with pytest.raises(UserError, match="choose"):
         check_choices([OverridesParser.create().parse_override(override)], [conf_dir()])
-    fine = ["model=unet_tiny,unet_small", "logger=[csv,wandb]", "seed=null", "~callbacks"]
+    fine = [
+        "model=unet_tiny,unet_small",
+        "logger=[csv,wandb]",
+        "callbacks=[default,ema_snapshots]",
+        "seed=null",
+        "~callbacks",
+    ]
     check_choices(OverridesParser.create().parse_overrides(fine), [conf_dir()])
 
 

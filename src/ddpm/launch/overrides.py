@@ -1,6 +1,7 @@
 """Overrides as they are typed, before Hydra composes a config with them."""
 
 import argparse
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,9 @@ def parse_overrides(arguments: Iterable[str]) -> Iterator[Override]:
 
 
 def check_choices(overrides: Iterable[Override], folders: Collection[Path]) -> None:
-    """Check that overrides of config groups name options. For a number or null Hydra ends in an internal error.
+    """Check that overrides of config groups name options, and only one where an option is one object.
+
+    For a number or null Hydra ends in an internal error.
 
     Args:
         folders: those in which the config is searched.
@@ -37,13 +40,17 @@ def check_choices(overrides: Iterable[Override], folders: Collection[Path]) -> N
         group = override.key_or_group
         if group == "hydra":
             raise UserError(f"{override.input_line}: each command has its own settings of Hydra. Set hydra.KEY=VALUE.")
-        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        paths = [path for folder in folders for path in (folder / group).glob("*.yaml")]
+        options = sorted({path.stem for path in paths})
         values = override.value()
         if override.is_delete() or not options or isinstance(values, Glob):
             continue
         choices = values.list if isinstance(values, ChoiceSweep) else values if isinstance(values, list) else [values]
         if not all(isinstance(choice, str) for choice in choices):
             raise UserError(f"{override.input_line}: choose {group} among {', '.join(options)}.")
+        one_object = any(re.search("^_target_:", path.read_text(errors="replace"), re.MULTILINE) for path in paths)
+        if isinstance(values, list) and len(values) > 1 and one_object:  # Hydra would merge the options
+            raise UserError(f"{override.input_line}: choose one {group} of {', '.join(options)}.")
 
 
 def named_folders(arguments: Iterable[str]) -> list[Path]:
