@@ -1,18 +1,18 @@
 """What `ddpm train` would do, from the state of the run's directory."""
 
 import io
-import zipfile
 
 import pytest
+import torch
 
 from ddpm.commands.train import plan_training
 from ddpm.runs import Run
+from ddpm.runs.checkpoints import FORMAT
 
 
-def archive() -> bytes:
+def archive(step: int) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("data", "weights")
+    torch.save({"format": FORMAT, "global_step": step, "state_dict": {}}, buffer)
     return buffer.getvalue()
 
 
@@ -21,7 +21,8 @@ def directory(tmp_path):
     """A run with a checkpoint, finished at step 10."""
     directory = tmp_path / "outputs" / "train" / "default" / "base"
     with Run.open(directory) as run:
-        run.write_checkpoint(run.checkpoints / "last.ckpt", archive())
+        for step in (5, 10):
+            run.write_checkpoint(run.checkpoints / "last.ckpt", archive(step))
         run.end("finished", 10)
     return directory
 
@@ -36,6 +37,12 @@ def test_a_finished_run_is_done_unless_it_needs_more_steps(directory):
     more = plan_training(directory, 11)
     assert not more.is_done
     assert more.what == "continue from its last checkpoint (finished at step 10)"
+
+
+def test_a_finished_run_continues_if_its_last_checkpoint_is_damaged(directory):
+    last = directory / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-50])
+    assert not plan_training(directory, 10).is_done
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed", "running"])

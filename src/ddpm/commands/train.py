@@ -138,7 +138,7 @@ def prepare(cfg: DictConfig) -> Job:
     data.prepare_data()
     data.setup("fit")
     check_augmentation(data)
-    check_classes(model, data)
+    check_number_of_classes(model, data)
     limit_epochs(cfg.trainer, data)
     check_decay(cfg, steps_to_make(cfg.trainer, data))
 
@@ -167,7 +167,7 @@ def plan_training(directory: Path, max_steps: int, restart: bool = False) -> Pla
         return will("move the existing run aside, and start from step 0")
     if not run.list_checkpoints():
         return will("start from step 0 (it failed before)" if run.status.state == "failed" else "start")
-    if run.is_finished(max_steps):
+    if run.is_finished(max_steps) and is_finished(run, step_of(run.newest_intact_checkpoint()), max_steps):
         reason = f": {run.status.error}" if run.status.error else ""
         return will(f"nothing: it is {run.status.state}, {run.status.step} steps{reason}", is_done=True)
     return will(f"continue from its last checkpoint ({run.status.state} at step {run.status.step})")
@@ -182,7 +182,7 @@ def check_places(config: Mapping[str, Any], directory: Path) -> None:
                 raise UserError(f"{part}.{key}={value} lies outside the run's directory, {directory}.")
 
 
-def check_classes(model: DDPM, data: ImageData) -> None:
+def check_number_of_classes(model: DDPM, data: ImageData) -> None:
     """Raise a UserError if a class-conditional model has another number of classes than the data."""
     if model.num_classes not in (None, data.num_classes):
         raise UserError(
@@ -218,7 +218,7 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
     assert trainer is not None
     checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
     step = step_of(checkpoint)
-    if is_finished(run, step, trainer):
+    if is_finished(run, step, trainer.max_steps):
         report(run, f"{run.status.state} before" + (f": {run.status.error}" if run.status.error else ""))
         return
 
@@ -253,7 +253,7 @@ def train_along(cfg: DictConfig, job: Job) -> None:
     run, trainer = Run.read(job.directory), job.trainer
     assert trainer is not None
     checkpoint = None if cfg.restart else run.newest_intact_checkpoint()
-    if is_finished(run, step_of(checkpoint), trainer):
+    if is_finished(run, step_of(checkpoint), trainer.max_steps):
         return
     expect_warnings()
     connect(trainer, None, [DummyLogger() for _ in logger_nodes(cfg.logger)])
@@ -266,9 +266,9 @@ def step_of(checkpoint: Path | None) -> int:
     return load_checkpoint(checkpoint)["global_step"] if checkpoint else 0
 
 
-def is_finished(run: Run, step: int, trainer: L.Trainer) -> bool:
+def is_finished(run: Run, step: int, max_steps: int) -> bool:
     """Return whether the run is complete. `step` is the step of its newest intact checkpoint."""
-    return run.is_finished(trainer.max_steps) and step >= min(run.status.step, trainer.max_steps)
+    return run.is_finished(max_steps) and step >= min(run.status.step, max_steps)
 
 
 def set_aside(directory: Path) -> None:
