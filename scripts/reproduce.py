@@ -409,7 +409,9 @@ def made_with(found: Mapping[str, Any]) -> str:
         parts = [made["device"]] if not (made.get("device") or "cpu").startswith("cpu") else []
         if machine := made.get("processor"):
             widest = next((word for word in FEATURES if word in machine["features"]), "no avx2")
-            parts.append(f"{machine['cores']} cores of {machine['name']} ({widest})")
+            threads = re.search(r"(\d+) threads", made.get("device") or "")
+            used = f"{threads[1]} of " if threads else ""
+            parts.append(f"{used}{machine['cores']} cores of {machine['name']} ({widest})")
         parts.append(f"torch {made['versions']['torch']}")
         groups.setdefault(", ".join(parts), []).append(f"`{name}`")
     return " ".join(f"{', '.join(names)}: {text}." for text, names in groups.items())

@@ -24,7 +24,7 @@ class Command(Protocol):
     """What the module of every command has."""
 
     def plan(self, cfg: DictConfig) -> Plan:
-        """Check the config and return what `run` would do. Writes nothing.
+        """Check the config and return what `run` would do. Writes no results, but may download data or a model.
 
         Raises:
             UserError: the job would be refused.

@@ -111,7 +111,7 @@ def read(cfg: DictConfig) -> tuple[Path, DDPM]:
 
 
 def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | None:
-    """Give the model the average of the weights that `ema.length` asks for. Null keeps the checkpoint's.
+    """Replace the model's averaged weights by the average of length `ema.length`. With null, keep the checkpoint's.
 
     Raises:
         UserError: the run stored no averages, or `variance=optimal` was measured with another average.
@@ -130,12 +130,12 @@ def set_average(cfg: DictConfig, model: DDPM, checkpoint: Path) -> Average | Non
 
 
 def name_of_weights(cfg: DictConfig) -> str:
-    """Return what the results of a command say of the weights that it used."""
+    """Return a name for the weights that a command uses."""
     return "EMA" if cfg.ema.length is None else f"EMA of length {cfg.ema.length}"
 
 
 def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None) -> Autoguidance:
-    """Return guidance by the weaker model of a checkpoint, which is loaded by the rule of all checkpoints.
+    """Return guidance by the weaker model of a checkpoint. Its targets are checked like those of `ckpt=`.
 
     Raises:
         UserError: the checkpoint does not exist or cannot be read or trusted.

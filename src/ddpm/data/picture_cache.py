@@ -57,7 +57,7 @@ class OpenFile:
         """Fill the buffer with the bytes from `offset` on.
 
         Raises:
-            OSError: the file cannot be read, or ends before.
+            OSError: the file cannot be read, or ends before the buffer is full.
         """
         while len(buffer):
             count = os.preadv(self.descriptor, [buffer], offset)
@@ -153,7 +153,7 @@ def open_or_write(path: Path, inputs: str, at_most: int, shape: Shape, decode: C
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock, and remove what processes left that were killed. Where files cannot be locked, do nothing."""
+    """Hold a lock, and delete the temporary files of killed processes. Without locks in the file system, do nothing."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
         try:
@@ -176,7 +176,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a new file beside `path`, which gets this path after the block."""
+    """Yield a temporary file; after the block, rename it to `path`."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with beside.open("xb") as file:
@@ -192,6 +192,7 @@ def _write(file: IO[bytes], inputs: str, shape: Shape, decode: Callable[[IO[byte
     try:
         with unordered.open("xb") as appended:
             order, labels, facts = decode(appended)
+        # The open file stays readable after it is unlinked below.
         rows = ImageRows(OpenFile(unordered), 0, shape, torch.zeros(int(order.max()) + 1))
     finally:
         unordered.unlink(missing_ok=True)
@@ -223,7 +224,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _header(checksums: int, num_images: int, shape: Shape, metadata: dict[str, Any]) -> bytes:
-    """Return the beginning of a safetensors file. Only with the file's own writer must all tensors be in memory."""
+    """Return the beginning of a safetensors file. The writer of safetensors would need all tensors in memory."""
     header: dict[str, Any] = {"__metadata__": {key: json.dumps(value) for key, value in metadata.items()}}
     end = 0
     for name, dtype, sizes, nbytes in (

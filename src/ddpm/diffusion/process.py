@@ -28,8 +28,8 @@ class GaussianDiffusion(nn.Module):
     A timestep t is an int64 in 0 … T-1, one less than in the paper. So the forward step t = 0 adds the first noise to
     the image, and the reverse step t = 0 returns the image.
 
-    The coefficients are computed in float64 on the CPU. The float32 buffers with their values move with the module to
-    its device and are not in the state dict.
+    The coefficients are computed in float64 on the CPU. Non-persistent float32 copies of them move with the
+    module to its device.
 
     Args:
         betas: β_t, float64, [T]; see `ddpm.diffusion.schedules`.
@@ -37,7 +37,8 @@ class GaussianDiffusion(nn.Module):
         variance: σ_t² of the reverse step. "small" is β̃_t of the posterior, optimal if the data is a single point.
             "large" is β_t, optimal if the data is N(0, I) (Ho et al. 2020, section 3.2). "optimal" is
             β̃_t + c_0² · `x0_mse`, optimal for the KL of this network (after Bao et al. 2022, theorem 1); c_0 is the
-            coefficient of x_0 in the posterior mean. At t = 0, "small" can have the better reconstruction term.
+            coefficient of x_0 in the posterior mean. At t = 0, "small" may give a better
+            reconstruction term.
         x0_mse: the network's mean squared x_0 error at each timestep, [T]; only "optimal" needs it.
         clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses use the unclipped x_0.
 

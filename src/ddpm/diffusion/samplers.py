@@ -152,8 +152,8 @@ class DDIM(Sampler):
     """Denoising diffusion implicit models (Song et al. 2021, equations 12 and 16).
 
     Args:
-        eta: η, between 0 and 1. With η = 0, the sampler is deterministic. With η = 1 and all T timesteps, it is the
-            ancestral chain with small variance.
+        eta: η, between 0 and 1. With η = 0, the sampler is deterministic. With η = 1, it is the ancestral chain
+            with small variance.
     """
 
     def __init__(self, steps: int | None = None, eta: float = 0.0, spacing: Spacing = "uniform"):
@@ -171,7 +171,7 @@ class DDIM(Sampler):
 
 
 class DPMSolverPP(Sampler):
-    """DPM-Solver++ (Lu et al. 2022b, algorithm 2): a multistep solver of the probability-flow ODE in λ.
+    """DPM-Solver++ (Lu et al. 2022, algorithm 2): a multistep solver of the probability-flow ODE in λ.
 
     Each step extrapolates from the newest `order` predictions of x_0 and calls the network once. Order 1 is DDIM. The
     first steps have a lower order, because fewer predictions exist. The last steps also have a lower order, because λ
@@ -207,7 +207,7 @@ class DPMSolverPP(Sampler):
         """
         h, *between = gaps
         gain = -math.expm1(-h)
-        # First σ_t/σ_s x_s - α_t (e^-h - 1) D_0; then the terms with the derivatives of the prediction by λ.
+        # First √((1-ᾱ_t)/(1-ᾱ_s)) x_s - √ᾱ_t (e^-h - 1) D_0; then the derivatives of the prediction by λ.
         x = math.sqrt((1 - after) / (1 - now)) * x_t + math.sqrt(after) * gain * x0s[0]
         if len(x0s) == 2:
             return x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
@@ -220,7 +220,7 @@ class DPMSolverPP(Sampler):
 
 
 class SDEDPMSolverPP(DPMSolverPP):
-    """SDE-DPM-Solver++ (Lu et al. 2022b, section 5): a solver of the reverse SDE, with fresh noise in each step.
+    """SDE-DPM-Solver++ (Lu et al. 2022, section 5): a solver of the reverse SDE, with fresh noise in each step.
 
     Order 1 is DDIM with η = 1, which is the ancestral chain with small variance.
 

@@ -1,6 +1,7 @@
 """Run a job: one command with its composed config.
 
-A single job runs in the current process. With every launcher, each job of a sweep runs in its own subprocess. So a
+A single job runs in the current process. Each job of a sweep has a process of its own: with Slurm that of its
+allocation, with the other launchers a subprocess. So a
 crash, a signal or a lack of memory ends only that job, and Lightning can start further processes for the job.
 """
 
@@ -64,7 +65,7 @@ def run_job(command: str | None, config: DictConfig) -> None:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Search for no garbage in the block. Imports make many objects and hardly any garbage."""
+    """Turn off the garbage collector in the block. Imports make many objects and hardly any garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -53,7 +53,7 @@ class Quality:
     """for "pixels", with distances between images in [0, 1], and for "features\""""
 
     def numbers(self) -> dict[str, float]:
-        """Return all numbers in one flat dict: NAME, NAME_se, NAME_real and NAME_real_se.
+        """Return all numbers in one flat dict: counts, thresholds, and NAME, NAME_se, NAME_real and NAME_real_se.
 
         Measures with a ratio also have NAME_ratio and NAME_ratio_se. Numbers that are not known are NaN. The class
         shares are class_share_0 …, and those of the training images class_share_0_real ….
@@ -83,7 +83,7 @@ def sample_quality(
     on_stage: Callable[[str], None] = lambda stage: None,
     labels: Tensor | None = None,
 ) -> Quality:
-    """Return measures of samples in the given features, on the CPU.
+    """Return measures of samples in the given features. Only a feature network computes on another device than the CPU.
 
     The result does not depend on the order of the images in a set. Each set is first sorted by the SHA-256 of its
     images: this order is as good as random, and always the same. A measure of a part of a set uses the first images,

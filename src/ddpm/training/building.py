@@ -35,7 +35,7 @@ def build_model(config: Mapping[str, Any]) -> DDPM:
 
 
 MAX_MODULES = 20_000
-"""of a network to train"""
+"""largest number of modules of a network to train"""
 
 
 def _check_memory(config: Mapping[str, Any]) -> None:
@@ -121,15 +121,16 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
 PARTS = ("module", "model", "diffusion", "objective", "optimizer", "ema", "seed", "data")
 """the parts of a checkpoint's config from which its model is built"""
 MAX_STEPS = 10**6
-"""of a diffusion"""
+"""largest number in the config of a diffusion, such as its timesteps"""
 MAX_IMAGE = 2**26
-"""numbers in an image"""
+"""largest number of values in an image"""
 
 
 def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], build_part: Build) -> None:
     """Check that the network has the shapes of the checkpoint's weights, before memory is taken for them.
 
-    The network is built on the meta device. Building ends as soon as it has more weights than the checkpoint.
+    The network is built on the meta device. Building ends as soon as it has more parameters than the
+    checkpoint has tensors, or far more modules.
 
     Raises:
         UserError: the checkpoint holds weights of another network.
@@ -164,7 +165,7 @@ def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], build_
 
 
 def _build(config: Mapping[str, Any], build_part: Build, build_training: Build | None = None) -> DDPM:
-    """Build module, network and diffusion by `build_part`, and what training alone needs by `build_training`."""
+    """Build network and diffusion by `build_part`, and what training alone needs by `build_training`."""
     build_training = build_training or build_part
     objective, optimizer = config["objective"], config["optimizer"]
     module = build(config["module"], _partial_=True)

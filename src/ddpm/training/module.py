@@ -45,9 +45,9 @@ NEVER = 2**62
 class DDPM(SamplingModel):
     """A denoising diffusion model: trains `network` and keeps an exponential moving average of its weights in `ema`.
 
-    Validation and sampling use the averaged weights. The timesteps and the noise of a training step depend only on the
-    seed and the number of batches done, so a resumed run is bitwise identical to an uninterrupted run. They are drawn
-    for the global batch, and each rank takes its slice. The same holds for the labels that are left out.
+    Validation and sampling use the averaged weights. The timesteps, the noise and the left-out labels of a training
+    step depend only on the seed and the number of batches done, so a resumed run is bitwise identical to an
+    uninterrupted run. Each rank draws them for the global batch, and takes its slice.
 
     The model is class-conditional if the network has an attribute `num_classes` (see `ddpm.models.contract`).
 
@@ -217,10 +217,10 @@ class DDPM(SamplingModel):
 
     @property
     def may_read_device(self) -> bool:
-        """Whether reading a number from the device costs nothing in this step.
+        """Whether a number may be read from the device in this step.
 
-        A number on the CPU is there at once. The CPU waits for a GPU only in steps that are logged, because otherwise
-        the GPU would be idle until the next step is queued.
+        A CPU may read in each step. With a GPU, the CPU has to wait, and the GPU is idle until the next step is queued;
+        so only steps that are logged read.
         """
         return self.logs_this_step or self.device.type == "cpu"
 
@@ -281,8 +281,8 @@ class DDPM(SamplingModel):
     def check_gradients(self) -> None:
         """Check the gradients of all steps so far; this waits for the device.
 
-        On the CPU each step is checked. On a GPU the steps that are logged are, and the last one before a validation,
-        a checkpoint and the end.
+        Each step notes on the device whether its gradient was finite. On the CPU the note is read after each step, on a
+        GPU in steps that are logged, and before a validation, a checkpoint and the end.
 
         Raises:
             UserError: a loss or a gradient was not finite. No checkpoint of the weights after that step is written.
