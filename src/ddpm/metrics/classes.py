@@ -56,7 +56,7 @@ class AsAsked:
     """The share of samples that the classifier sees as the class that they were asked for.
 
     Args:
-        num_classes: classes of the model. If the classifier has another number, the share is not known.
+        num_classes: number of classes of the labels. If the classifier has another number, the share is not known.
     """
 
     name = "as_asked"

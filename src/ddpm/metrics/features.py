@@ -68,7 +68,8 @@ def features_of(features: Features, images: Tensor) -> Found:
         if isinstance(output, Activations):
             logits.append(output.logits.cpu())
             output = output.features
-        found.append(output.cpu().to(torch.promote_types(output.dtype, torch.float32)))  # NumPy has no bfloat16
+        is_half = output.dtype in (torch.float16, torch.bfloat16)
+        found.append(output.float().cpu() if is_half else output.cpu())  # NumPy has no bfloat16
     of_all = torch.cat(found)
     if not of_all.isfinite().all():
         raise ValueError("the features of some images are NaN or infinite.")
