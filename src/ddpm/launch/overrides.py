@@ -48,9 +48,13 @@ def check_choices(overrides: Iterable[Override], folders: Collection[Path]) -> N
         choices = values.list if isinstance(values, ChoiceSweep) else values if isinstance(values, list) else [values]
         if not all(isinstance(choice, str) for choice in choices):
             raise UserError(f"{override.input_line}: choose {group} among {', '.join(options)}.")
-        one_object = any(re.search("^_target_:", path.read_text(errors="replace"), re.MULTILINE) for path in paths)
-        if isinstance(values, list) and len(values) > 1 and one_object:  # Hydra would merge the options
+        if isinstance(values, list) and len(values) > 1 and any(map(_is_one_object, paths)):
             raise UserError(f"{override.input_line}: choose one {group} of {', '.join(options)}.")
+
+
+def _is_one_object(path: Path) -> bool:
+    """Return whether an option is the config of one object. Hydra would merge two such options into one config."""
+    return re.search("^_target_:", path.read_text(errors="replace"), re.MULTILINE) is not None
 
 
 def named_folders(arguments: Iterable[str]) -> list[Path]:
