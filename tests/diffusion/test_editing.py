@@ -99,8 +99,8 @@ def test_slerp_keeps_unit_variance() -> None:
 
 
 @pytest.mark.parametrize(("steps", "jump", "repeats"), [(10, 3, 4), (10, 10, 2), (7, 20, 3), (5, 1, 1)])
-def test_repaint_walk_repeats_each_group_of_steps(steps: int, jump: int, repeats: int) -> None:
-    parts = [list(range(steps))[part] for part in editing.repaint_walk(steps, jump, repeats)]
+def test_repaint_parts_repeats_each_group_of_steps(steps: int, jump: int, repeats: int) -> None:
+    parts = [list(range(steps))[part] for part in editing.repaint_parts(steps, jump, repeats)]
     assert sorted(chain(*parts)) == sorted(list(range(steps)) * repeats)
     assert max(len(part) for part in parts) == min(jump, steps)
     for before, after in pairwise(parts):

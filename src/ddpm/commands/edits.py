@@ -109,7 +109,7 @@ class Inpaint(Mode):
 
     Args:
         mask: the region, one of `editing.REGIONS`.
-        jump, repeats: see `editing.repaint_walk`.
+        jump, repeats: see `editing.repaint_parts`.
     """
 
     def __init__(self, mask: str, jump: int, repeats: int):
@@ -120,7 +120,7 @@ class Inpaint(Mode):
 
     def evaluations(self, chain: Chain, num_images: int, num_samples: int) -> int:
         steps = len(chain.sampler.timesteps(chain.diffusion))
-        parts = editing.repaint_walk(steps, self.jump, self.repeats)
+        parts = editing.repaint_parts(steps, self.jump, self.repeats)
         return num_images * num_samples * sum(part.stop - part.start for part in parts)
 
     def __call__(self, chain: Chain, images: Tensor, num_samples: int, seed: int) -> EditResult:

@@ -79,7 +79,7 @@ def inpaint(
 ) -> Images:
     """Sample the `missing` pixels of `x0` given the other pixels, which do not change (RePaint, Lugmayr et al. 2022).
 
-    The network sees the known pixels with the noise of each timestep; `repaint_walk` gives the order of the steps.
+    The network sees the known pixels with the noise of each timestep; `repaint_parts` gives the order of the steps.
     A sampler step works on each pixel separately after the network's call. So it is enough to replace the known
     pixels in the network's input, and to copy them into the result.
 
@@ -103,7 +103,7 @@ def inpaint(
     alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]]).tolist()
     x = randn_like(x0)
     previous = None
-    for part in repaint_walk(len(timesteps), jump, repeats):
+    for part in repaint_parts(len(timesteps), jump, repeats):
         if part == previous:  # go back: add the noise of the part's steps
             alpha_bar = alpha_bars[part.stop] / alpha_bars[part.start]
             x = math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * randn_like(x)
@@ -112,7 +112,7 @@ def inpaint(
     return torch.where(missing, x, x0)
 
 
-def repaint_walk(steps: int, jump: int, repeats: int) -> Iterator[slice]:
+def repaint_parts(steps: int, jump: int, repeats: int) -> Iterator[slice]:
     """Yield the slices of `steps` sampler steps in RePaint's order, the noisiest first.
 
     Each slice has `jump` steps (the noisiest may have fewer) and comes `repeats` times in a row. Between two

@@ -10,8 +10,7 @@ Each is linear in x_0. The slope converts an error of the output into an error o
 into a weight on the output's error.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,8 +24,7 @@ PerImage = Float[Tensor, "B 1 1 1"]
 """a number for each image"""
 
 
-@dataclass(frozen=True)
-class Coefficients:
+class Coefficients(NamedTuple):
     """Coefficients of the timesteps of a batch, [B, 1, 1, 1], or of all T timesteps, [T]."""
 
     signal: Tensor

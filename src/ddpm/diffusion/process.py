@@ -87,12 +87,12 @@ class GaussianDiffusion(nn.Module):
         """coefficients of all T timesteps, float64, CPU, [T] each"""
         self.reverse_variance = self._reverse_variance_table(posterior_variance)
         """σ_t² of the reverse chain, float64, CPU, [T]"""
-        self._register("signal", self.coefficients.signal)
-        self._register("sigma", self.coefficients.sigma)
-        self._register("mean_x0", self.coefficients.mean_x0)
-        self._register("mean_x_t", self.coefficients.mean_x_t)
-        self._register("posterior_variance", posterior_variance)
-        self._register("reverse_variance", self.reverse_variance)
+        tables = self.coefficients._asdict() | {
+            "posterior_variance": posterior_variance,
+            "reverse_variance": self.reverse_variance,
+        }
+        for name, table in tables.items():
+            self.register_buffer(f"_{name}", table.float(), persistent=False)
 
     def _check_terminal_signal(self) -> None:
         last = self.alpha_bars[-1].item()
@@ -125,16 +125,12 @@ class GaussianDiffusion(nn.Module):
                     raise ValueError(f"x0_mse must hold {self.num_steps} non-negative numbers, one per timestep.")
                 return posterior_variance + self.coefficients.mean_x0**2 * self.x0_mse
 
-    def _register(self, name: str, table: Float64[Tensor, " T"]) -> None:
-        self.register_buffer(f"_{name}", table.float(), persistent=False)
-
     def _table(self, name: str, t: Timesteps) -> PerImage:
         return self.get_buffer(f"_{name}")[t].view(-1, 1, 1, 1)
 
     def coefficients_at(self, t: Timesteps) -> Coefficients:
         """Return the coefficients of timesteps `t` [B], float32, [B, 1, 1, 1] each."""
-        names = ("signal", "sigma", "mean_x0", "mean_x_t")
-        return Coefficients(**{name: self._table(name, t) for name in names})
+        return Coefficients(*(self._table(name, t) for name in Coefficients._fields))
 
     def q_sample(self, x0: Images, t: Timesteps, eps: Images) -> Images:
         """Return x_t ~ q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I), float32, [B, C, H, W] (Ho et al. 2020, equation 4).

@@ -37,8 +37,8 @@ class SamplerStep(NamedTuple):
     """the x_0 predicted in the step"""
 
 
-class Walk(NamedTuple):
-    """Constants of one sampling run. Step i goes from noise level `alpha_bars[i + 1]` to `alpha_bars[i]`."""
+class Trajectory(NamedTuple):
+    """Constants of one sampling run; step i goes from noise level `alpha_bars[i + 1]` to `alpha_bars[i]`."""
 
     diffusion: GaussianDiffusion
     """the diffusion process over only the sampler's S timesteps"""
@@ -70,7 +70,7 @@ class Sampler(ABC):
         self.spacing: Spacing = spacing
 
     @abstractmethod
-    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+    def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
         """Return the images after step i, [B, C, H, W]. The steps run from S - 1 down to 0, which returns x_0.
 
         Args:
@@ -100,7 +100,7 @@ class Sampler(ABC):
         timesteps = self.timesteps(diffusion)
         alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]])
         log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2
-        walk = Walk(diffusion.subsequence(timesteps), alpha_bars, log_snr, randn_like)
+        trajectory = Trajectory(diffusion.subsequence(timesteps), alpha_bars, log_snr, randn_like)
         x_t, x0s = x_T, list[Images]()
         finite = torch.tensor(True, device=x_T.device)
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
@@ -109,7 +109,7 @@ class Sampler(ABC):
             finite &= output.isfinite().all()
             x0, eps = diffusion.predict_x0_and_epsilon(output, x_t, now)
             x0s = [x0, *x0s][: self.history]
-            x_t = self.step(walk, i, x_t, x0s, eps)
+            x_t = self.step(trajectory, i, x_t, x0s, eps)
             yield SamplerStep(t, x_t, x0)
         if not finite:  # checked only once, because the check waits for the device
             raise UserError("the network's output is not finite: no samples made. Use another checkpoint or precision.")
@@ -142,10 +142,10 @@ class Sampler(ABC):
 class Ancestral(Sampler):
     """The reverse chain p_θ (Ho et al. 2020, algorithm 2), with the variance of `diffusion`."""
 
-    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+    def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
         now = torch.full((len(x_t),), i, dtype=torch.int64, device=x_t.device)
-        mean, variance, _ = walk.diffusion.p_mean_variance(x0s[0], x_t, now)
-        return mean + variance.sqrt() * walk.randn_like(x_t) if i > 0 else mean
+        mean, variance, _ = trajectory.diffusion.p_mean_variance(x0s[0], x_t, now)
+        return mean + variance.sqrt() * trajectory.randn_like(x_t) if i > 0 else mean
 
 
 class DDIM(Sampler):
@@ -162,12 +162,12 @@ class DDIM(Sampler):
             raise ValueError(f"DDIM's eta must be between 0 and 1, not {eta}.")
         self.eta = eta
 
-    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
-        alpha_bar, alpha_bar_prev = walk.alpha_bars[i + 1], walk.alpha_bars[i]
+    def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+        alpha_bar, alpha_bar_prev = trajectory.alpha_bars[i + 1], trajectory.alpha_bars[i]
         variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         direction = (1 - alpha_bar_prev - variance).clamp(min=0)
         x = alpha_bar_prev.sqrt().item() * x0s[0] + direction.sqrt().item() * eps
-        return x + variance.sqrt().item() * walk.randn_like(x) if variance > 0 else x
+        return x + variance.sqrt().item() * trajectory.randn_like(x) if variance > 0 else x
 
 
 class DPMSolverPP(Sampler):
@@ -190,32 +190,38 @@ class DPMSolverPP(Sampler):
             raise ValueError(f"{type(self).__name__}'s order is 1 to {self.max_order}, not {order}.")
         self.order = self.history = order
 
-    def step(self, walk: Walk, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+    def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
         x0s = x0s[: i + 1]
-        gaps = -walk.log_snr[i : i + len(x0s) + 1].diff()
-        now, after = walk.alpha_bars[i + 1].item(), walk.alpha_bars[i].item()
-        return self._solve(x_t, x0s, gaps.tolist(), now, after, walk.randn_like)
+        gaps = -trajectory.log_snr[i : i + len(x0s) + 1].diff()
+        alpha_bar, alpha_bar_prev = trajectory.alpha_bars[i + 1].item(), trajectory.alpha_bars[i].item()
+        return self._solve(x_t, x0s, gaps.tolist(), alpha_bar, alpha_bar_prev, trajectory.randn_like)
 
     def _solve(
-        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, randn_like: RandnLike
+        self,
+        x_t: Images,
+        x0s: Sequence[Images],
+        gaps: Sequence[float],
+        alpha_bar: float,
+        alpha_bar_prev: float,
+        randn_like: RandnLike,
     ) -> Images:
-        """Take one step from ᾱ = `now` to ᾱ = `after`.
+        """Take one step from ᾱ = `alpha_bar` to ᾱ = `alpha_bar_prev`.
 
         Args:
             x0s: the predictions to use, newest first.
             gaps: the length of the step in λ, followed by the distances in λ between successive predictions.
         """
         h, *between = gaps
-        gain = -math.expm1(-h)
+        gain, signal = -math.expm1(-h), math.sqrt(alpha_bar_prev)
         # First √((1-ᾱ_t)/(1-ᾱ_s)) x_s - √ᾱ_t (e^-h - 1) D_0; then the derivatives of the prediction by λ.
-        x = math.sqrt((1 - after) / (1 - now)) * x_t + math.sqrt(after) * gain * x0s[0]
+        x = math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * x_t + signal * gain * x0s[0]
         if len(x0s) == 2:
-            return x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
+            return x + signal * gain / 2 * _slope(x0s, h / between[0])
         if len(x0s) == 3:
             near, far = _slope(x0s, h / between[0]), _slope(x0s[1:], h / between[1])
             curvature = 2 * (near - far) * (h / (between[0] + between[1]))  # the authors' code lacks the factor 2
             slope = near + between[0] / h * curvature / 2
-            return x + math.sqrt(after) * ((1 - gain / h) * slope - ((h - gain) / h**2 - 1 / 2) * curvature)
+            return x + signal * ((1 - gain / h) * slope - ((h - gain) / h**2 - 1 / 2) * curvature)
         return x
 
 
@@ -231,14 +237,20 @@ class SDEDPMSolverPP(DPMSolverPP):
     max_order = 2
 
     def _solve(
-        self, x_t: Images, x0s: Sequence[Images], gaps: Sequence[float], now: float, after: float, randn_like: RandnLike
+        self,
+        x_t: Images,
+        x0s: Sequence[Images],
+        gaps: Sequence[float],
+        alpha_bar: float,
+        alpha_bar_prev: float,
+        randn_like: RandnLike,
     ) -> Images:
         h, *between = gaps
-        gain = -math.expm1(-2 * h)
-        x = math.sqrt((1 - after) / (1 - now)) * math.exp(-h) * x_t + math.sqrt(after) * gain * x0s[0]
+        gain, signal = -math.expm1(-2 * h), math.sqrt(alpha_bar_prev)
+        x = math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * math.exp(-h) * x_t + signal * gain * x0s[0]
         if len(x0s) == 2:
-            x = x + math.sqrt(after) * gain / 2 * _slope(x0s, h / between[0])
-        return x + math.sqrt((1 - after) * gain) * randn_like(x) if after < 1 else x
+            x = x + signal * gain / 2 * _slope(x0s, h / between[0])
+        return x + math.sqrt((1 - alpha_bar_prev) * gain) * randn_like(x) if alpha_bar_prev < 1 else x
 
 
 def _slope(x0s: Sequence[Images], ratio: float) -> Images:

@@ -22,12 +22,12 @@ NUM_CLASSES = 10
 
 
 class Activations(NamedTuple):
-    """What a network that classifies images returns."""
+    """Features of N images, and logits if the network classifies."""
 
     features: Tensor
-    """output of the last hidden layer, [N, D]"""
-    logits: Tensor
-    """[N, classes]"""
+    """[N, D], such as the output of the last hidden layer"""
+    logits: Tensor | None = None
+    """[N, classes]; None if the network does not classify"""
 
 
 class DigitClassifier(nn.Module):

@@ -1,7 +1,7 @@
 """The interface of features, in which samples are compared with real images, and the pinned classifier as features."""
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class Digits:
     def __call__(self, images: Tensor) -> Activations:
         if images.shape[1:] != IMAGE_SHAPE:
             raise ValueError(f"they are made for grey images, {list(IMAGE_SHAPE)}.")
-        found: Activations = self.network(to_model_range(images))
-        return found
+        activations: Activations = self.network(to_model_range(images))
+        return activations
 
 
 class Fashion(Digits):
@@ -47,40 +47,34 @@ class Fashion(Digits):
     weights = FASHION_WEIGHTS
 
 
-class Found(NamedTuple):
-    features: Tensor
-    """[N, D]"""
-    logits: Tensor | None
-    """[N, classes]; None if the features do not classify"""
-
-
 @torch.no_grad()
-def features_of(features: Features, images: Tensor) -> Found:
+def features_of(features: Features, images: Tensor) -> Activations:
     """Return features, and logits if there are any, of uint8 images [N, C, H, W], on the CPU.
 
     Raises:
         ValueError: a feature is NaN or infinite.
     """
-    found, logits = [], []
+    outputs, logits = [], []
     weight = next(features.parameters(), None) if isinstance(features, nn.Module) else None
     for batch in images.split(BATCH_SIZE):
         output = features(batch if weight is None else batch.to(weight.device))
         if isinstance(output, Activations):
-            logits.append(output.logits.cpu())
+            if output.logits is not None:
+                logits.append(output.logits.cpu())
             output = output.features
         is_half = output.dtype in (torch.float16, torch.bfloat16)
-        found.append(output.float().cpu() if is_half else output.cpu())  # NumPy has no bfloat16
-    of_all = torch.cat(found)
-    if not of_all.isfinite().all():
+        outputs.append(output.float().cpu() if is_half else output.cpu())  # NumPy has no bfloat16
+    activations = Activations(torch.cat(outputs), torch.cat(logits) if logits else None)
+    if not activations.features.isfinite().all():
         raise ValueError("the features of some images are NaN or infinite.")
-    return Found(of_all, torch.cat(logits) if logits else None)
+    return activations
 
 
 def check_features(features: Features, shape: tuple[int, int, int]) -> None:
     """Raise a ValueError if the features cannot be computed of images of this shape, or are not one row an image."""
     try:
-        found = features_of(features, torch.zeros(2, *shape, dtype=torch.uint8)).features
+        output = features_of(features, torch.zeros(2, *shape, dtype=torch.uint8)).features
     except Exception as error:
         raise ValueError(f"the features cannot be computed of images {list(shape)}: {error}") from error
-    if found.ndim != 2 or len(found) != 2 or found.numel() == 0 or not found.is_floating_point():
-        raise ValueError(f"the features of 2 images are {found.dtype} {list(found.shape)}: floats [2, D] are needed.")
+    if output.ndim != 2 or len(output) != 2 or output.numel() == 0 or not output.is_floating_point():
+        raise ValueError(f"the features of 2 images are {output.dtype} {list(output.shape)}: floats [2, D] are needed.")

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ddpm.metrics.cache import cached, digest
 from ddpm.metrics.classes import class_shares
+from ddpm.metrics.digit_classifier import Activations
 from ddpm.metrics.estimates import Estimate
-from ddpm.metrics.features import Features, Found, features_of
+from ddpm.metrics.features import Features, features_of
 from ddpm.metrics.measures import UNKNOWN, Comparison, ImageSet, Measure, Nearest, Reference
 from ddpm.metrics.memorisation import SPACES, copy_threshold, nearest
 
@@ -109,21 +110,21 @@ def sample_quality(
     chosen, train, test = samples[order], train[train_order], test[test_order]
 
     on_stage("features of the real images")
-    of_train, of_test = (_real_image_set(features, images, cache_dir) for images in (train, test))
-    test_nearest = _test_nearest(of_train, of_test, cache_dir)
+    train_set, test_set = (_real_image_set(features, images, cache_dir) for images in (train, test))
+    test_nearest = _test_nearest(train_set, test_set, cache_dir)
     on_stage("features of the samples")
     asked = None if labels is None else labels[order]
-    of_samples = replace(_image_set(chosen, features_of(features, chosen)), labels=asked)
+    sample_set = replace(_image_set(chosen, features_of(features, chosen)), labels=asked)
     on_stage("distances to the training images")
-    samples_nearest = _nearest(of_samples, of_train)
-    reference = Reference(of_train, of_test, of_train.first(n), of_test.first(n), samples_nearest, test_nearest)
+    samples_nearest = _nearest(sample_set, train_set)
+    reference = Reference(train_set, test_set, train_set.first(n), test_set.first(n), samples_nearest, test_nearest)
 
-    if of_samples.logits is None:
+    if sample_set.logits is None:
         measures = [measure for measure in measures if not getattr(measure, "needs_classes", False)]
     comparisons = {}
     for measure in measures:
         on_stage(measure.caption)
-        comparisons[measure.name] = _measured(measure, of_samples, reference)
+        comparisons[measure.name] = _measured(measure, sample_set, reference)
     pairs = {}
     for space, near in samples_nearest.items():
         closest = near.distances.argsort(stable=True)[:NUM_PAIRS]
@@ -134,7 +135,7 @@ def sample_quality(
             copy_threshold(test_nearest[space].distances).item(),
         )
     shares, real_shares = (
-        None if images.logits is None else class_shares(images.logits) for images in (of_samples, of_train)
+        None if images.logits is None else class_shares(images.logits) for images in (sample_set, train_set)
     )
     captions = {measure.name: measure.caption for measure in measures}
     return Quality(n, len(samples), len(train), len(test), comparisons, captions, shares, real_shares, pairs)
@@ -142,10 +143,10 @@ def sample_quality(
 
 def _measured(measure: Measure, samples: ImageSet, reference: Reference) -> Comparison:
     try:
-        found = measure(samples, reference)
-        if isinstance(found, Comparison):
-            return found
-        return Comparison(found if isinstance(found, Estimate) else Estimate(float(found), UNKNOWN.se))
+        result = measure(samples, reference)
+        if isinstance(result, Comparison):
+            return result
+        return Comparison(result if isinstance(result, Estimate) else Estimate(float(result), UNKNOWN.se))
     except Exception as error:  # a measure of the user's own may raise any error, or return anything
         raise ValueError(f"the measure {measure.name} failed: {type(error).__name__}: {error}") from error
 
@@ -172,15 +173,15 @@ def _real_image_set(features: Features, images: Tensor, cache_dir: Path | None) 
     probe = digest(features_of(features, images[:NUM_PROBES]).features)
 
     def make() -> dict[str, Tensor]:
-        found = features_of(features, images)._asdict()
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        outputs = features_of(features, images)._asdict()
+        return {name: tensor for name, tensor in outputs.items() if tensor is not None}
 
-    found = cached(cache_dir, "features", (probe, digest(images)), make)
-    return _image_set(images, Found(found["features"], found.get("logits")))
+    tensors = cached(cache_dir, "features", (probe, digest(images)), make)
+    return _image_set(images, Activations(tensors["features"], tensors.get("logits")))
 
 
-def _image_set(images: Tensor, found: Found) -> ImageSet:
-    return ImageSet(images, found.features.double(), found.logits)
+def _image_set(images: Tensor, activations: Activations) -> ImageSet:
+    return ImageSet(images, activations.features.double(), activations.logits)
 
 
 def _nearest(images: ImageSet, train: ImageSet) -> dict[str, Nearest]:
@@ -193,10 +194,9 @@ def _test_nearest(train: ImageSet, test: ImageSet, cache_dir: Path | None) -> di
     """Return the nearest training image of each test image, by space."""
 
     def make() -> dict[str, Tensor]:
-        found = _nearest(test, train)
-        return {f"{space}_{name}": tensor for space, near in found.items() for name, tensor in near._asdict().items()}
+        by_space = _nearest(test, train).items()
+        return {f"{space}_{name}": tensor for space, near in by_space for name, tensor in near._asdict().items()}
 
-    tensors = cached(
-        cache_dir, "nearest", tuple(digest(of) for of in (train.images, train.features, test.images)), make
-    )
+    depends_on = train.images, train.features, test.images
+    tensors = cached(cache_dir, "nearest", tuple(map(digest, depends_on)), make)
     return {space: Nearest(tensors[f"{space}_distances"], tensors[f"{space}_indices"]) for space in SPACES}

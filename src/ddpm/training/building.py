@@ -1,7 +1,7 @@
 """Build the model of a config, and the model of a checkpoint."""
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,24 +43,14 @@ def _check_memory(config: Mapping[str, Any]) -> None:
 
     The network is built on the meta device. Other mistakes in it are found when the real one is built.
     """
-    left = MAX_MODULES
-
-    def count(*registered: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError("too many modules")
-
-    hook = register_module_module_registration_hook(count)
+    too_large = f"model: a network of more than {MAX_MODULES:,} modules is too large."
     try:
-        with torch.device("meta"):
+        with _at_most(too_large, modules=MAX_MODULES), torch.device("meta"):
             network = build(config["model"], nn.Module)
+    except _TooLarge:
+        raise
     except UserError:
-        if left >= 0:
-            return
-        raise UserError(f"model: a network of more than {MAX_MODULES:,} modules is too large.") from None
-    finally:
-        hook.remove()
+        return
     weights = list(network.parameters())
     needed, memory = 2 * sum(weight.nbytes for weight in weights), total_memory(torch.device("cpu"))
     if needed > memory:
@@ -68,6 +58,38 @@ def _check_memory(config: Mapping[str, Any]) -> None:
             f"model: a network of {sum(weight.numel() for weight in weights):,} weights and their average need "
             f"{needed / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB. Make the network smaller."
         )
+
+
+class _TooLarge(UserError):
+    """A network has more modules or parameters than allowed."""
+
+
+@contextmanager
+def _at_most(message: str, **left: int) -> Iterator[None]:
+    """Raise `_TooLarge(message)` if more `modules` or `parameters` are registered in the block than these numbers."""
+
+    def count(kind: str) -> Callable[..., None]:
+        def hook(*registered: Any) -> None:
+            left[kind] -= 1
+            if left[kind] < 0:
+                raise _TooLarge(message)
+
+        return hook
+
+    register = {
+        "modules": register_module_module_registration_hook,
+        "parameters": register_module_parameter_registration_hook,
+    }
+    hooks = [register[kind](count(kind)) for kind in left]
+    try:
+        yield
+    except UserError:
+        if min(left.values()) < 0:
+            raise _TooLarge(message) from None  # `build` wraps the error of the hook
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 Build = Callable[..., Any]
@@ -135,19 +157,8 @@ def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], build_
     Raises:
         UserError: the checkpoint holds weights of another network.
     """
-    left = Counter(parameters=len(weights), modules=100 + 10 * len(weights))
-
-    def count(kind: str) -> Callable[..., None]:
-        def hook(*registered: Any) -> None:
-            left[kind] -= 1
-            if left[kind] < 0:
-                raise UserError("its weights are of another network: the config describes a larger one.")
-
-        return hook
-
-    hooks = register_module_parameter_registration_hook(count("parameters"))
-    more_hooks = register_module_module_registration_hook(count("modules"))
-    try:
+    too_large = "its weights are of another network: the config describes a larger one."
+    with _at_most(too_large, parameters=len(weights), modules=100 + 10 * len(weights)):
         try:
             with torch.device("meta"):
                 network = build_part(config["model"], nn.Module)
@@ -155,9 +166,6 @@ def _check_size(config: Mapping[str, Any], weights: Mapping[str, Tensor], build_
             if "meta" not in str(error):
                 raise
             network = build_part(config["model"], nn.Module)  # a network that reads numbers while it is built
-    finally:
-        hooks.remove()
-        more_hooks.remove()
     for name, weight in network.state_dict().items():
         saved = weights.get(f"network.{name}")
         if saved is None or not fits(saved, weight):

@@ -182,10 +182,10 @@ class DDPM(SamplingModel):
         """
         x0, _ = batch
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        position = batches_done(self.trainer)
-        torch.manual_seed(seed_at(Stream.NETWORK, self.seed, position, rank))  # for dropout
+        batches = batches_done(self.trainer)
+        torch.manual_seed(seed_at(Stream.NETWORK, self.seed, batches, rank))  # for dropout
 
-        draws = generator(Stream.DIFFUSION, self.seed, position)
+        draws = generator(Stream.DIFFUSION, self.seed, batches)
         size = len(x0) * world_size
         mine = slice(rank * len(x0), (rank + 1) * len(x0))
         t = self.draw_timesteps(size, self.diffusion.num_steps, draws)[mine]
@@ -193,7 +193,7 @@ class DDPM(SamplingModel):
 
         condition = self.condition(batch)
         if self.num_classes is not None:
-            left_out = torch.rand(size, generator=generator(Stream.LABELS, self.seed, position)) < self.label_dropout
+            left_out = torch.rand(size, generator=generator(Stream.LABELS, self.seed, batches)) < self.label_dropout
             condition["labels"] = condition["labels"].masked_fill(
                 to_device(left_out[mine], x0.device), self.num_classes
             )
@@ -335,9 +335,9 @@ class DDPM(SamplingModel):
         local = torch.arange(self._images_validated, self._images_validated + len(x0))
         index = local * self.trainer.world_size + self.trainer.global_rank
         self._images_validated += len(x0)
-        position = evenly_spread(index)
-        t = (position * self.diffusion.num_steps).long().to(x0.device)
-        after_first = 1 + (position * (self.diffusion.num_steps - 1)).long()
+        fraction = evenly_spread(index)
+        t = (fraction * self.diffusion.num_steps).long().to(x0.device)
+        after_first = 1 + (fraction * (self.diffusion.num_steps - 1)).long()
         randn_like = ImageNoise(Stream.VALIDATION, indices=index.tolist())
 
         with torch.autocast(x0.device.type, enabled=False):
