@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm.commands.evaluate.bits_per_dim import spread, up_to
 from ddpm.commands.variance import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
-from ddpm.diffusion import GaussianDiffusion
+from ddpm.diffusion import Ancestral, GaussianDiffusion
 from ddpm.errors import UserError
 from ddpm.training.building import load_model
 
@@ -100,7 +100,7 @@ def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp
     checkpoint = run / "checkpoints" / "last.ckpt"
     model = load_model(checkpoint)
     with pytest.raises(UserError, match=r"has not been measured.*\n?.*ddpm evaluate ckpt="):
-        set_variance(model, "optimal", checkpoint)
+        set_variance(model, "optimal", checkpoint, Ancestral())
 
     few = [*FEW[:3], "evaluate.train_images=0", "evaluate.empirical_images=0"]
     first = ddpm_here("evaluate", f"ckpt={run}", *few)
@@ -118,7 +118,7 @@ def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp
     assert optimal["bpd/total"] == plain["bpd/optimal/total"]
 
     small = model.diffusion
-    set_variance(model, "optimal", checkpoint)
+    set_variance(model, "optimal", checkpoint, Ancestral())
     x0_mse = torch.tensor(json.loads(written)["x0_mse"], dtype=torch.float64)
     coefficient = small.coefficients.mean_x0
     extra = model.diffusion.reverse_variance[1:] - small.reverse_variance[1:]
@@ -159,9 +159,9 @@ def test_other_variances_need_no_measurement(tiny_run):
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
     model = load_model(checkpoint)
     before = model.diffusion
-    set_variance(model, None, checkpoint)
+    set_variance(model, None, checkpoint, Ancestral())
     assert model.diffusion is before
-    set_variance(model, "large", checkpoint)
+    set_variance(model, "large", checkpoint, Ancestral())
     assert isinstance(model.diffusion, GaussianDiffusion)
     assert torch.equal(model.diffusion.reverse_variance, before.betas)
     assert (model.diffusion.prediction, model.diffusion.clip_x0) == (before.prediction, before.clip_x0)

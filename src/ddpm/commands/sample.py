@@ -17,7 +17,7 @@ from ddpm.commands.edits import Chain, Mode
 from ddpm.commands.from_checkpoint import Loaded
 from ddpm.commands.progress import Evaluations
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.commands.variance import check_variance, set_variance
+from ddpm.commands.variance import set_variance
 from ddpm.config import build
 from ddpm.data import pictures, to_model_range, to_uint8
 from ddpm.diffusion import Guidance, Sampler
@@ -102,8 +102,7 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
         UserError: see `run`.
     """
     sampler: Sampler = build(cfg.sampler, Sampler)
-    check_variance(cfg.variance, sampler)
-    set_variance(model, cfg.variance, checkpoint)
+    set_variance(model, cfg.variance, checkpoint, sampler)
     guidance: Guidance = build(cfg.guidance, Guidance)
     steps = model.check_sampler(sampler, guidance)
     mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None

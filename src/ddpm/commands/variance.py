@@ -16,19 +16,16 @@ from ddpm.runs.files import read_json
 from ddpm.training.module import DDPM
 
 
-def check_variance(variance: Variance | None, sampler: Sampler) -> None:
-    """Raise a UserError if a variance is given that the sampler does not use."""
-    if variance is not None and not isinstance(sampler, Ancestral):
-        raise UserError(f"variance={variance} needs sampler=ancestral: other samplers have no such variance.")
-
-
-def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path) -> None:
+def set_variance(model: DDPM, variance: Variance | None, checkpoint: Path, sampler: Sampler) -> None:
     """Set the reverse variance of the model. None keeps the variance that the checkpoint has.
 
     Raises:
-        UserError: the variance is unknown, or it is `optimal` and this checkpoint's x_0 error has not been measured.
+        UserError: the sampler does not use the variance, or the variance is unknown, or it is `optimal` and this
+            checkpoint's x_0 error has not been measured.
     """
     if variance is not None:
+        if not isinstance(sampler, Ancestral):
+            raise UserError(f"variance={variance} needs sampler=ancestral: other samplers have no such variance.")
         x0_mse = stored_x0_mse(checkpoint, model.diffusion) if variance == "optimal" else None
         model.diffusion = with_variance(model.diffusion, variance, x0_mse)
 

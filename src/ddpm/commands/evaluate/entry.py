@@ -17,7 +17,7 @@ from ddpm.commands.evaluate import bits_per_dim, quality_cost, sample_quality
 from ddpm.commands.evaluate.bits_per_dim import Likelihood
 from ddpm.commands.evaluate.sample_quality import Drawn, SampleQuality
 from ddpm.commands.results_folder import make_results_folder
-from ddpm.commands.variance import check_variance, set_variance, x0_mse_path
+from ddpm.commands.variance import set_variance, x0_mse_path
 from ddpm.config import build, user_path
 from ddpm.data import ImageData
 from ddpm.diffusion import Guidance, Sampler
@@ -137,8 +137,7 @@ def prepare_checkpoint(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
         model.check_condition(labels, guidance)
     bound = None if cfg.num_images == 0 else bits_per_dim.check(cfg, model, data)
     if bound is None:
-        check_variance(cfg.variance, sampler)
-        set_variance(model, cfg.variance, checkpoint)
+        set_variance(model, cfg.variance, checkpoint, sampler)
     return Job(data, bound, sampler, features, measures, guidance, labels)
 
 
