@@ -88,8 +88,8 @@ def test_a_chain_of_one_step_is_drawn(x0, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"denoise.png", "denoise.gif", "error.png"}
 
 
-def test_the_command_without_a_checkpoint(ddpm_cli, tmp_path):
-    answer = ddpm_cli("denoise", "schedule=cosine", "schedule.num_steps=40", "image_index=3")
+def test_the_command_without_a_checkpoint(ddpm_here, tmp_path):
+    answer = ddpm_here("denoise", "schedule=cosine", "schedule.num_steps=40", "image_index=3")
     assert answer.returncode == 0, answer.stderr
     (directory,) = (tmp_path / "outputs" / "denoise" / "default").iterdir()
     check_results(directory, 40, ["forward", "oracle"])

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,30 +34,29 @@ def states(folder: Path) -> dict[int, str]:
 
 
 def test_a_sweep_trains_the_jobs_that_are_not_finished(ddpm_here, tmp_path):
-    """Of three runs one is finished, one is deleted and one lost its checkpoints; all were moved to another folder."""
+    """Of two runs one is finished and one lost its checkpoints; both were moved to another folder."""
     made, moved = tmp_path / "made", tmp_path / "moved"
     for folder in (made, moved):
         folder.mkdir()
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         done = ddpm_here("train", *QUICK, f"seed={seed}", cwd=made)
         assert done.returncode == 0, done.stderr
     (made / "outputs").rename(moved / "outputs")
     before = runs(moved)
-    assert before.keys() == {0, 1, 2}
+    assert before.keys() == {0, 1}
     finished = (before[0] / "status.json").read_bytes()
-    shutil.rmtree(before[1])
-    for file in (before[2] / "checkpoints").iterdir():
+    for file in (before[1] / "checkpoints").iterdir():
         file.unlink()
 
-    done = ddpm_here("train", *QUICK, "seed=0,1,2", "-m", cwd=moved)
+    done = ddpm_here("train", *QUICK, "seed=0,1", "-m", cwd=moved)
     assert done.returncode == 0, done.stderr
-    assert "Launching 2 jobs" in done.stdout
+    assert "Launching 1 jobs" in done.stdout
     assert runs(moved) == before  # a job of a sweep is the run with its overrides
     assert set(states(moved).values()) == {"finished"}
     assert (before[0] / "status.json").read_bytes() == finished
     assert [path.name for path in moved.iterdir()] == ["outputs"]
 
-    again = ddpm_here("train", *QUICK, "seed=0,1,2", "-m", cwd=moved)
+    again = ddpm_here("train", *QUICK, "seed=0,1", "-m", cwd=moved)
     assert again.returncode == 0, again.stderr
     assert "Launching" not in again.stdout
 

@@ -69,6 +69,7 @@ def test_fabric_autocasts_on_the_device(precision):
     assert output.dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     path = tmp_path / "two.ckpt"
     helpers = Path(stand_in.__file__).parent

@@ -90,9 +90,9 @@ class OneImage(Shades):
 def test_a_network_learns_one_image_by_heart():
     torch.manual_seed(0)
     network = UNet(channels=16, multipliers=(1, 2), blocks=1, attention=())
-    model = small_model(network, num_steps=100, optimizer=partial(Adam, lr=3e-3), decay_steps=300, ema_decay=0.95)
+    model = small_model(network, num_steps=100, optimizer=partial(Adam, lr=3e-3), decay_steps=200, ema_decay=0.95)
     data, log = OneImage(batch_size=32), Rows()
-    fit(model, 300, data=data, logger=log, log_every_n_steps=1, gradient_clip_val=1.0)
+    fit(model, 200, data=data, logger=log, log_every_n_steps=1, gradient_clip_val=1.0)
     losses = list(log.of("train/loss").values())
     assert losses[0] == pytest.approx(1, abs=0.1)  # a new network predicts 0 of unit noise
     assert sum(losses[-20:]) / 20 < 0.05
