@@ -19,6 +19,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         cuda_bf16: bool = True,
         amx: bool = False,
         avx512_bf16: bool = False,
+        capability: str = "AVX512",
     ) -> None:
         monkeypatch.setattr(torch.xpu, "is_available", lambda: xpu > 0)
         monkeypatch.setattr(torch.xpu, "device_count", lambda: xpu)
@@ -29,5 +30,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(accelerators.MPSAccelerator, "is_available", lambda: mps)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
 
     return pretend

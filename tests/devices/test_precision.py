@@ -11,6 +11,7 @@ from ddpm.devices import device_name, lightning_arguments
         ({"amx": True}, "cpu", "bf16-mixed"),
         ({"amx": True}, "auto", "bf16-mixed"),
         ({"avx512_bf16": True}, "cpu", "bf16-mixed"),
+        ({"amx": True, "capability": "AVX2"}, "cpu", "32-true"),  # by ATEN_CPU_CAPABILITY=avx2
         ({}, "auto", "32-true"),
         ({"cuda": 1}, "cuda", "bf16-mixed"),
         ({"cuda": 1}, "gpu", "bf16-mixed"),

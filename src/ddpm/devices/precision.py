@@ -34,7 +34,10 @@ def resolve_precision(precision: str, accelerator: str) -> str:
         if precision == "bf16-mixed" and not fast:
             raise ValueError("precision=bf16-mixed needs a GPU with bfloat16 (Ampere or later): use 32-true.")
     elif accelerator == "cpu":
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        # The capability is lower if ATEN_CPU_CAPABILITY limits the instructions.
+        fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and (
+            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        )
     else:
         fast = accelerator == "xpu"
     if precision == "auto":
