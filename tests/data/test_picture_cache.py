@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def test_the_cache_holds_the_splits_that_are_decoded_without_it(tmp_path, pictur
         assert out.startswith(f"{pictures}: {COUNT} pictures, kept in {only_file(tmp_path / 'cache')}; {note}")
         assert out.count("\n") == 1
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".lock", ".safetensors"]
+
+
+def test_a_relative_folder(tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert same(ready("pictures", "some/cache"), ready(pictures, None))
+    assert f"kept in {only_file(Path('some/cache'))}" in capsys.readouterr().out
 
 
 def test_a_later_start_decodes_nothing(tmp_path, pictures):

@@ -144,7 +144,7 @@ def open_or_write(path: Path, inputs: str, at_most: int, shape: Shape, decode: C
         if shutil.disk_usage(path.parent).free < 2 * at_most * size_of(shape):  # the pictures are written twice
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
         with _replacing(path) as file:
-            _write(file, inputs, shape, decode, path.parent)
+            _write(file, inputs, shape, decode)
     cache = _read(path, inputs, shape)
     if cache is None:
         raise OSError(errno.EIO, "what was written is not what is read", str(path))
@@ -186,9 +186,9 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         beside.unlink(missing_ok=True)
 
 
-def _write(file: IO[bytes], inputs: str, shape: Shape, decode: Callable[[IO[bytes]], Decoded], folder: Path) -> None:
+def _write(file: IO[bytes], inputs: str, shape: Shape, decode: Callable[[IO[bytes]], Decoded]) -> None:
     """Write the pictures in their wanted order, by way of a second temporary file."""
-    unordered = folder / f"{file.name}.unordered.tmp"
+    unordered = Path(f"{file.name}.unordered.tmp")
     try:
         with unordered.open("xb") as appended:
             order, labels, facts = decode(appended)
