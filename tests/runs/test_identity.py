@@ -167,6 +167,8 @@ def test_results_of_different_runs_do_not_share_a_directory(tmp_path):
         (["seed=0", "++ema.decay=0.999", "sampler.spacing='uniform'"], []),
         (["seed=0", "seed=1"], ["seed=1"]),
         (["seed=1", "seed=0"], []),
+        (["trainer.limit_val_batches=1.0"], []),
+        (["trainer.limit_val_batches=1"], ["trainer.limit_val_batches=1"]),  # one batch, not all
         (["model=unet_small", "objective/timesteps=uniform"], []),
         (["model=unet_tiny", "model.channels=16"], ["model=unet_tiny"]),
         (["model=unet_tiny", "model.channels=32"], ["model=unet_tiny", "model.channels=32"]),

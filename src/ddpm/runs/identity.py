@@ -70,7 +70,8 @@ def overrides_with_effect(
             except HydraException:  # the config does not compose without the override
                 return True
             return others != defaults(options)
-        return override.is_delete() or defaults(options).get(key, override) != override.value()
+        # By repr, because 1 and 1.0 may differ: a number of batches, and a share of them.
+        return override.is_delete() or repr(defaults(options).get(key, override)) != repr(override.value())
 
     return [
         str(override.input_line)

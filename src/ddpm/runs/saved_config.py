@@ -39,7 +39,7 @@ def check_same_config(directory: Path, config: Mapping[str, Any], not_identity: 
     lines = [
         f"  {key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not is_below(key, not_identity)
+        if repr(old.get(key)) != repr(new.get(key)) and not is_below(key, not_identity)  # 1 is not 1.0
     ]
     if lines:
         difference = "\n".join(lines)
