@@ -12,6 +12,7 @@ from ddpm.errors import UserError
 from ddpm.seeding import Stream, generator
 from ddpm.training import DDPM
 from ddpm.training.callbacks import SamplePictures
+from ddpm.training.overview import expected_memory, flops_per_image
 
 
 class Sees(nn.Module):
@@ -38,6 +39,16 @@ class Sees(nn.Module):
 @pytest.fixture(scope="module")
 def model():
     return trained_a_little(small_model(small_unet(num_classes=NUM_CLASSES)), std=0.3).eval()
+
+
+def test_a_network_that_needs_labels_gets_the_label_no_label():
+    network = Sees()
+    model = small_model(network)
+    network.seen.clear()
+    assert flops_per_image(model) == 0
+    assert expected_memory(model, images=1) > 0
+    assert model.sample(2, DDIM(2), seed=0).shape == (2, *IMAGE_SHAPE)
+    assert {int(label) for _, labels in network.seen for label in labels} == {NUM_CLASSES}
 
 
 def test_labels_are_left_out_by_seed_and_batch_and_validation_sees_all():

@@ -9,6 +9,7 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm.config import leaves
@@ -71,7 +72,7 @@ def flops_per_image(model: DDPM) -> int:
     Counted: convolutions, matrix products and attention. A training step needs about three times as many.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.ema(torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
+        _call(model.ema, model)
     return counter.get_total_flops()
 
 
@@ -93,9 +94,16 @@ def expected_memory(model: DDPM, images: int) -> int:
     training = model.network.training
     model.network.eval()  # a batch norm must not see these images
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.network(torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
+        output = _call(model.network, model)
     model.network.train(training)
     for weight in weights:
         kept.pop(weight.untyped_storage().data_ptr(), None)
     del output
     return sum(5 * weight.numel() * 4 for weight in weights) + images * sum(kept.values())
+
+
+def _call(network: nn.Module, model: DDPM) -> torch.Tensor:
+    """Return the output of the network for one black image."""
+    condition = {} if model.num_classes is None else {"labels": torch.tensor([model.num_classes])}
+    output: torch.Tensor = network(torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64), **condition)
+    return output

@@ -158,9 +158,16 @@ class SamplingModel(L.LightningModule):
                 )
 
     def conditioned(self, labels: Tensor | None, guidance: Guidance | None = None) -> Network:
-        """Return the averaged network, network(x_t, t), with the labels of a batch, int64 [B], and with guidance."""
+        """Return the averaged network, network(x_t, t), with the labels of a batch, int64 [B], and with guidance.
+
+        Without labels, a class-conditional network gets the label "no label".
+        """
         network: Network = self.ema if guidance is None else guidance(self.ema, self.num_classes)
-        return network if labels is None else partial(network, labels=labels)
+        if labels is not None:
+            return partial(network, labels=labels)
+        if (no_label := self.num_classes) is not None:
+            return lambda x_t, t: network(x_t, t, labels=torch.full_like(t, no_label))
+        return network
 
     def check_sampler(self, sampler: Sampler, guidance: Guidance | None = None) -> int:
         """Return the number of steps that `sampler` takes with this model's diffusion process.
@@ -194,7 +201,7 @@ class SamplingModel(L.LightningModule):
         x_t = randn_like(torch.empty(len(indices), *self.image_shape, device=self.device))
         own = None if labels is None else torch.tensor([labels[i % len(labels)] for i in indices], device=self.device)
         for step in sampler.iterate(self.conditioned(own, guidance), self.diffusion, x_t, randn_like):
-            x_t = step.x_t
+            x_t = step.x_prev
             if on_step:
                 on_step(len(indices))
         return x_t.clamp(-1, 1)
