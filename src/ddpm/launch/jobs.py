@@ -1,8 +1,8 @@
 """Run a job: one command with its composed config.
 
-A single job runs in the current process. Each job of a sweep has a process of its own: with Slurm that of its
-allocation, with the other launchers a subprocess. So a
-crash, a signal or a lack of memory ends only that job, and Lightning can start further processes for the job.
+A single job runs in the current process. Each job of a sweep runs in its own process: with Slurm the process that Slurm
+starts, with the other launchers a subprocess. So a crash, a signal or a lack of memory ends only that job, and
+Lightning can start further processes for the job.
 """
 
 import gc
@@ -54,7 +54,7 @@ def run_job(command: str | None, config: DictConfig) -> None:
         run_in_own_process(command)
         return
     stop_with_parent()
-    with without_garbage_collection():  # it would take a sixth of the time of the imports
+    with without_garbage_collection():  # garbage collection takes about a sixth of the import time
         check_values(command, config)
         module = load_command(command)
     if config.get("dry_run"):
@@ -140,7 +140,7 @@ def run_in_own_process(command: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if code == 0:
+    if code == 0 and (is_ray_worker() or not asked_to_stop):  # the job may have been at its end when the signal came
         return
     was_interrupted = code == INTERRUPTED or asked_to_stop
     if was_interrupted and not is_ray_worker():
