@@ -51,7 +51,7 @@ from ddpm.runs import Run
 from ddpm.runs.status import processor
 from ddpm.training import DDPM, build_model
 from ddpm.training.loggers import build_loggers
-from ddpm.training.trainer import build_trainer, connect, expect_warnings, speed_up
+from ddpm.training.trainer import build_trainer, connect, ignore_expected_warnings, speed_up
 
 ROOT = Path(__file__).resolve().parents[1]
 MATMUL = {"cpu": 2048}  # side of the matrices in the large matmul; 8192 on other devices
@@ -246,7 +246,7 @@ def step(args: argparse.Namespace) -> list[Case]:
     loop = Case("ddpm train", bare, args.batch, cases[0].flops, cases[0].calls)
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder)) as run:
         cfg.paths.run = folder
-        expect_warnings()
+        ignore_expected_warnings()
         data = build(cfg.data).ready()
         callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
         trainer = build_trainer(cfg, [*callbacks, InTurns(loop, cases, args.rounds)], data)
@@ -539,6 +539,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for key, option in {"data.batch_size": "--batch", "trainer.accelerator": "--device"}.items():
         if any(word.lstrip("+").startswith(f"{key}=") for word in args.overrides):
             parser.error(f"{key} is set by {option}")
+    if args.command in ("startup", "scale") and args.overrides:
+        parser.error(f"{args.command} takes no overrides")
+    if "trainer.precision=16-mixed" in args.overrides:
+        parser.error("the bare step has no loss scaling: use trainer.precision=bf16-mixed or 32-true")
 
     facts = about(args)
     found = rows(COMMANDS[args.command](args))

@@ -162,7 +162,7 @@ def train(job: Sequence[str], outputs: Path, run: Command) -> Trained:
     command = ["ddpm", "train", *job]
     start(command, outputs, run)
     done = Run.read(directory)
-    numbers = {"seconds": done.status.seconds, "images_per_second": done.read_metrics().get("images/s", math.nan)}
+    numbers = {"seconds": done.status.seconds, "images_per_second": done.read_metrics().get("images/s")}
     made = read_json(directory / "provenance.json")
     return Trained(directory, override("ckpt", directory / "last"), shlex.join(command), numbers, made)
 
@@ -303,6 +303,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         for key, first in before[name]["numbers"].items():
             second = after[name]["numbers"].get(key)
             if second is None:
+                agree = agree and key not in COMPARED
                 continue
             difference = second["value"] - first["value"]
             error, verdict = None, ""
@@ -343,7 +344,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
     "real": lambda s, n: plus_minus(n.get("quality/fd_test_real")),
     "× real": lambda s, n: plus_minus(n.get("quality/fd_test_ratio")),
     "class shares off by [%]": lambda s, n: plus_minus(n.get("quality/class_deviation"), 100),
-    "as asked [%]": lambda s, n: plus_minus(n.get("quality/as_asked"), 100),
+    "label accuracy [%]": lambda s, n: plus_minus(n.get("quality/as_asked"), 100),
     "bits/dim": lambda s, n: plus_minus(n.get("bpd/total")),
 }
 

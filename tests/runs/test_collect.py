@@ -37,6 +37,8 @@ def test_a_run_that_was_moved_aside_is_found_by_its_name_alone(runs):
 
 
 def test_an_error_names_runs_nearby(runs, tmp_path, monkeypatch):
+    (tmp_path / "b" / "gone").mkdir()
+    (tmp_path / "b" / "gone" / "status.json").symlink_to(tmp_path / "nothing")
     os.utime(runs["b/three"] / "status.json", (2e9, 2e9))  # the newest comes first
     with pytest.raises(UserError, match=rf"no directory {tmp_path}/c; nearby: {tmp_path}/b, "):
         find_runs([tmp_path / "c"])
@@ -115,7 +117,7 @@ def test_a_running_state_without_a_process_is_stopped(tmp_path):
     directory = make_run(tmp_path / "run", state="running", host=socket.gethostname())
     with FileLock(directory / ".lock"):
         assert read_run(directory).state == "running"
-    assert read_run(directory).state == "stopped"
+    assert read_run(directory).state == "killed"
     elsewhere = make_run(tmp_path / "other", state="running", host="another-machine")
     assert read_run(elsewhere).state == "running"
 

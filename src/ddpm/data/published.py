@@ -76,7 +76,7 @@ def download_folder(root: Path, problem: str, remedy: str) -> Iterator[Path]:
         with download_timeout(), tempfile.TemporaryDirectory(dir=root) as temporary:
             yield Path(temporary)
     except (RuntimeError, OSError, HTTPException) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"{problem}, and downloading it failed ({reason}).\n{remedy}") from error
 
 

@@ -49,7 +49,7 @@ class RunRecord:
 
     directory: Path
     state: str
-    """state in status.json. A "running" run of this host without a process is "stopped". If status.json is damaged or
+    """state in status.json. A "running" run of this host without a process is "killed". If status.json is damaged or
     missing, the state is "unreadable" or "absent"."""
     step: int | None = None
     """optimizer steps done"""
@@ -128,7 +128,7 @@ def _state(directory: Path, status: Mapping[str, Any]) -> str:
         return "unreadable" if (directory / "status.json").exists() else "absent"
     here = status.get("host") == socket.gethostname()  # a lock held on another machine may be invisible here
     if status.get("state") == "running" and here and not is_locked(directory):
-        return "stopped"
+        return "killed"
     state = status.get("state")
     return str(state) if state in get_args(State) else "unreadable"
 

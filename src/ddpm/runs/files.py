@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,7 +150,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: `path` is there already, or it cannot be made.
     """
     check_new_folder(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     make_folder(beside)
     try:
         yield beside
@@ -175,7 +176,7 @@ def replacing(path: Path, data: bytes | memoryview) -> Iterator[None]:
     Raises:
         OSError: the file could not be written; `path` is unchanged.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)

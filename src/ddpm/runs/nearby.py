@@ -18,8 +18,15 @@ def runs_nearby(path: Path, pattern: str) -> list[Path]:
     if Path.cwd().is_relative_to(folder.resolve()):
         folder = Path("outputs")
     files = [file for depth in range(MAX_DEPTH + 1) for file in folder.glob("*/" * depth + pattern)]
-    newest_first = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    newest_first = sorted(files, key=_time, reverse=True)
     return list(dict.fromkeys(file.parents[pattern.count("/")] for file in newest_first))
+
+
+def _time(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # a link to nothing, or a checkpoint that its run is replacing
+        return 0
 
 
 def suggest(places: Iterable[Path], limit: int = 5) -> str:

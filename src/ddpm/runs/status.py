@@ -145,7 +145,7 @@ def git_state(package: Path) -> dict[str, Any] | None:
     return {
         "commit": _git(root, "rev-parse", "--verify", "HEAD"),
         "diff": _git(root, "diff", "HEAD"),
-        "untracked": (_git(root, "ls-files", "--others", "--exclude-standard") or "").splitlines(),
+        "untracked": (_git(root, "ls-files", "--others", "--exclude-standard", "--directory") or "").splitlines(),
     }
 
 

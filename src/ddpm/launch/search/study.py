@@ -132,8 +132,9 @@ class Study:
 
         Its seed depends on the number of trials: with one fixed seed, each process would choose the first points again.
         """
+        seed = self.settings.sampler.get("seed")
         sampler: optuna.samplers.BaseSampler = build(
-            self.settings.sampler, seed=self.settings.sampler.seed + num_trials
+            self.settings.sampler, **({} if seed is None else {"seed": seed + num_trials})
         )
         return sampler
 

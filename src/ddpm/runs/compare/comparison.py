@@ -57,8 +57,8 @@ class SeedGroup:
 
     @property
     def finished(self) -> list[RunRecord]:
-        """The runs of `seeds` that are finished. Only these enter the means."""
-        return [run for run in self.seeds if run.state == "finished"]
+        """The runs of `seeds` that are finished, or that a callback has stopped early. Only these enter the means."""
+        return [run for run in self.seeds if run.state in ("finished", "stopped")]
 
     def estimate(self, metric: str) -> Estimate | None:
         """Return the estimate over the finished runs that have a finite value, None if no run has one."""
