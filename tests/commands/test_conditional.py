@@ -161,7 +161,7 @@ def test_evaluation_draws_the_labels_of_the_training_set_and_counts_those_as_ask
             "evaluate", f"ckpt={conditional_run}", *FEW, *more, "num_samples=100", f"guidance.scale={scale}"
         )
         assert answer.returncode == 0, answer.stderr
-        assert "share classified as asked" in answer.stdout
+        assert "label accuracy" in answer.stdout
     folders = list((tmp_path / "outputs" / "evaluate" / "conditional").iterdir())
     found = {metrics["guidance_scale"]: metrics for metrics in map(read, folders)}
     assert 0 <= found[1.0]["quality/as_asked"] <= 1

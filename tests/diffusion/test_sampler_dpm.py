@@ -76,7 +76,7 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(betas: Tensor, s
     for intervals in (40, 80, 160):
         sampler = DPMSolverPP(intervals + 1, order, spacing)
         at_0, _ = last_two(sampler.iterate(network, diffusion, x_T.view(-1, 1, 1, 1)))
-        errors.append((at_0.x_t.flatten() - exact).abs().max().item())
+        errors.append((at_0.x_prev.flatten() - exact).abs().max().item())
     slopes = [math.log2(error / finer) for error, finer in pairwise(errors)]
     assert slopes == pytest.approx([order, order], abs=0.2)
 
@@ -101,8 +101,8 @@ def test_order_3_is_exact_where_the_prediction_is_quadratic_in_log_snr(spacing: 
         at = (start + end + (end - start) * nodes) / 2
         integral = (end - start) / 2 * (weights * at.exp() * prediction(at)).sum()
         sigma_start, sigma_end = (1 - ab[step.t]).sqrt(), (1 - ab[after.t]).sqrt()
-        expected = sigma_end / sigma_start * before.x_t.item() + sigma_end * integral
-        assert step.x_t.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+        expected = sigma_end / sigma_start * before.x_prev.item() + sigma_end * integral
+        assert step.x_prev.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
 
 
 def test_a_higher_order_has_a_smaller_error_at_20_steps_of_the_linear_schedule() -> None:
@@ -144,7 +144,7 @@ def check_equal(sampler: Sampler, other: Sampler, clip_x0: bool) -> None:
     )
     for one, two in pairs:
         assert one.t == two.t
-        torch.testing.assert_close(one.x_t, two.x_t, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.x_prev, two.x_prev, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -174,13 +174,13 @@ def test_one_image_is_reproduced(betas: Tensor, sampler: Sampler) -> None:
     diffusion = GaussianDiffusion(betas, prediction="x0")
     x_T = seeded_randn_like(0)(torch.empty(2, 1, 3, 3))
     steps = list(sampler.iterate(lambda x_t, t: image.expand_as(x_t), diffusion, x_T, seeded_randn_like(1)))
-    torch.testing.assert_close(steps[-1].x_t, image.expand(2, -1, -1, -1))
+    torch.testing.assert_close(steps[-1].x_prev, image.expand(2, -1, -1, -1))
     if not isinstance(sampler, SDEDPMSolverPP):
         alpha_bars = diffusion.alpha_bars[[step.t for step in steps]]
         eps = (x_T - alpha_bars[0].sqrt() * image) / (1 - alpha_bars[0]).sqrt()
         for step, ab in zip(steps, alpha_bars[1:], strict=False):
             expected = ab.sqrt() * image + (1 - ab).sqrt() * eps
-            torch.testing.assert_close(step.x_t, expected.float(), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(step.x_prev, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("without_type_checks")

@@ -68,8 +68,8 @@ def check_steps(sampler: Sampler, diffusion: GaussianDiffusion, step: Step) -> l
         for ours in sampler.iterate(network, diffusion, x_t, randn_like):
             output = network(x_t, torch.full((3,), ours.t))
             theirs = step(output, ours.t, x_t, drawn.pop() if drawn else torch.zeros_like(x_t))
-            torch.testing.assert_close(ours.x_t, theirs.float(), rtol=2e-5, atol=2e-5)
-            x_t = ours.x_t
+            torch.testing.assert_close(ours.x_prev, theirs.float(), rtol=2e-5, atol=2e-5)
+            x_t = ours.x_prev
             steps.append(ours)
     bound = max(float(ours.x0.abs().max()) for ours in steps)
     assert bound == 1 if diffusion.clip_x0 else bound > 1.5

@@ -25,7 +25,7 @@ def test_sampling_in_parts_equals_sampling_at_once(sampler: Sampler) -> None:
     for part in (slice(7, None), slice(6, 7), slice(0, 6)):
         steps = list(sampler.iterate(network, diffusion, x, randn_like, part))
         assert [step.t for step in steps] == timesteps[part][::-1]
-        x = steps[-1].x_t
+        x = steps[-1].x_prev
     assert torch.equal(x, whole)
     assert torch.equal(sampler(network, diffusion, x_T, part=slice(0, 0)), x_T)
 

@@ -160,7 +160,7 @@ def test_ddim_recomputes_epsilon_from_the_clipped_x0() -> None:
         eps = (expected - now**0.5 * x0) / (1 - now) ** 0.5
         expected = ab_previous**0.5 * x0 + (1 - ab_previous) ** 0.5 * eps
         assert step.x0.item() == pytest.approx(x0, abs=1e-4)
-        assert step.x_t.item() == pytest.approx(expected, abs=1e-4)
+        assert step.x_prev.item() == pytest.approx(expected, abs=1e-4)
     assert steps[0].x0.item() == 1.0
 
 
@@ -190,12 +190,12 @@ def test_iterate_yields_the_image_after_each_step(sampler: Sampler) -> None:
     assert [int(step.t) for step in steps] == [t for t, _ in seen]
     torch.testing.assert_close(seen[0][1], x_T)
     for step, (_, input_of_call) in zip(steps, seen[1:], strict=False):
-        torch.testing.assert_close(step.x_t, input_of_call)
+        torch.testing.assert_close(step.x_prev, input_of_call)
     for step, (t, input_of_call) in zip(steps, seen, strict=True):
         ab = diffusion.alpha_bars[t]
         torch.testing.assert_close(step.x0.double(), data.best_x0(input_of_call.double(), ab), rtol=1e-3, atol=1e-3)
     result = sampler(network, diffusion, x_T, seeded_randn_like(1))
-    torch.testing.assert_close(result, steps[-1].x_t)
+    torch.testing.assert_close(result, steps[-1].x_prev)
 
 
 def test_sampling_keeps_shape_and_dtype_and_does_not_change_its_input() -> None:

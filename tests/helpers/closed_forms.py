@@ -177,7 +177,7 @@ def response(sampler: Sampler, diffusion: GaussianDiffusion, network: Network) -
 
     answers = []
     for step in sampler.iterate(network, diffusion, x_T, randn_like):
-        x = step.x_t.flatten().double()
+        x = step.x_prev.flatten().double()
         answers.append(Response(x[0].item(), (x[1] - x[0]).item(), x[2:] - x[0]))
     return answers
 

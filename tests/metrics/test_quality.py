@@ -164,7 +164,7 @@ class Brightness:
     caption = "mean brightness"
 
     def __call__(self, samples, reference):
-        assert len(samples) == len(reference.n_train) == len(reference.n_test) == 200
+        assert len(samples) == len(reference.train_subset) == len(reference.test_subset) == 200
         return samples.images.float().mean()
 
 

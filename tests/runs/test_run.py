@@ -71,7 +71,7 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None
 
 def test_last_previous_and_best_are_kept(tmp_path: Path) -> None:
     with Run.open(tmp_path) as run:
-        assert run.newest_intact_checkpoint() is None
+        assert run.checkpoint_to_resume() is None
         for number in range(4):
             save(run, LAST, number)
         save(run, BEST, 2)
@@ -80,10 +80,10 @@ def test_last_previous_and_best_are_kept(tmp_path: Path) -> None:
             PREVIOUS: archive(2),
             BEST: archive(2),
         }
-        assert run.newest_intact_checkpoint() == run.checkpoints / LAST
+        assert run.checkpoint_to_resume() == run.checkpoints / LAST
 
 
-def test_the_newest_intact_checkpoint_is_used(tmp_path: Path) -> None:
+def test_the_checkpoint_to_resume_is_used(tmp_path: Path) -> None:
     with Run.open(tmp_path) as run:
         for number in range(3):
             save(run, LAST, number)
@@ -92,14 +92,14 @@ def test_the_newest_intact_checkpoint_is_used(tmp_path: Path) -> None:
         for name, next_name in ((LAST, PREVIOUS), (PREVIOUS, BEST)):
             path = run.checkpoints / name
             path.write_bytes(path.read_bytes()[:-100])
-            assert run.newest_intact_checkpoint(messages.append) == run.checkpoints / next_name
+            assert run.checkpoint_to_resume(messages.append) == run.checkpoints / next_name
         assert [message.split()[0] for message in messages] == [
             str(run.checkpoints / name) for name in (LAST, LAST, PREVIOUS)
         ]
         assert all("is damaged" in message and "It is not used." in message for message in messages)
         (run.checkpoints / BEST).write_bytes(b"")
         with pytest.raises(UserError, match=r"no checkpoint in .* is intact: restart=true"):
-            run.newest_intact_checkpoint()
+            run.checkpoint_to_resume()
 
 
 SAVE_AND_DIE = """
@@ -151,7 +151,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(tmp_path: Path) -> N
     for name in names:
         with Run.open(tmp_path / "runs" / name) as run:
             messages: list[str] = []
-            found = run.newest_intact_checkpoint(messages.append)
+            found = run.checkpoint_to_resume(messages.append)
             assert messages == []
             assert found is not None
             assert found.read_bytes() in ([archive(99)] if killed[name] == "0" else [archive(99), archive(2)])
@@ -164,7 +164,7 @@ def test_a_damaged_last_does_not_replace_an_intact_previous(tmp_path: Path) -> N
         save(run, LAST, 2)
         (run.checkpoints / LAST).write_bytes(archive(2)[:-100])
     with Run.open(tmp_path / "run") as run:
-        assert run.newest_intact_checkpoint() == run.checkpoints / PREVIOUS
+        assert run.checkpoint_to_resume() == run.checkpoints / PREVIOUS
         save(run, LAST, 3)
         assert (run.checkpoints / PREVIOUS).read_bytes() == archive(1)
         save(run, LAST, 4)
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None
                 run.write_checkpoint(run.checkpoints / LAST, os.urandom(400_000))
             assert (run.checkpoints / LAST).read_bytes() == archive(2)
             assert (run.checkpoints / PREVIOUS).read_bytes() == archive(1)
-            assert run.newest_intact_checkpoint() == run.checkpoints / LAST
+            assert run.checkpoint_to_resume() == run.checkpoints / LAST
             assert [path.name for path in small.rglob(".*.tmp")] == []
     finally:
         subprocess.run(["umount", str(small)], check=True)

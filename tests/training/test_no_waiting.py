@@ -22,7 +22,7 @@ from ddpm.seeding import ImageNoise, Stream
 from ddpm.training import build_model
 from ddpm.training.callbacks import EMASnapshots
 from ddpm.training.loggers import build_loggers
-from ddpm.training.trainer import build_trainer, connect, expect_warnings
+from ddpm.training.trainer import build_trainer, connect, ignore_expected_warnings
 
 FIRST, LAST = 2, 4
 """steps that must not wait; the steps before make the optimizer's state and the like"""
@@ -120,7 +120,7 @@ def train(device: str, folder, *overrides: str) -> L.Trainer:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*few, *overrides])
     cfg.paths.run = str(folder)
-    expect_warnings()
+    ignore_expected_warnings()
     data = build(cfg.data).ready()
     data.augmentation = None if cfg.augmentation is None else build(cfg.augmentation)
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]

@@ -89,9 +89,9 @@ def run_reverse(
     predicted: RecordedChain | None = None,
 ) -> None:
     """Run the reverse chain from x_T; `predicted` records the predicted x_0 of each step."""
-    chain.record(diffusion.num_steps - 1, x_T)
     steps = Ancestral().iterate(network, diffusion, x_T, ImageNoise(Stream.SAMPLING, seed, 2, indices=[0]))
     for step in track(steps, "reverse chain", diffusion.num_steps, console=display.console, transient=True):
+        chain.record(step.t, step.x_t)
         if predicted is not None:
             predicted.record(step.t, step.x0)
-        chain.record(step.t - 1, step.x_t)
+    chain.record(X0, step.x_prev)

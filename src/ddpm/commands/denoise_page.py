@@ -249,10 +249,8 @@ Chain = Iterator[tuple[int, Tensor, Tensor]]
 
 def reverse(x_T: Tensor, diffusion: GaussianDiffusion, network: Network, randn_like: RandnLike) -> Chain:
     """Yield each timestep of the reverse chain from x_T, with the predicted x_0; the image after t = 0 is left out."""
-    x_t = x_T
     for step in Ancestral().iterate(network, diffusion, x_T, randn_like):
-        yield step.t, x_t, step.x0
-        x_t = step.x_t
+        yield step.t, step.x_t, step.x0
 
 
 def shared_noise(seed: int, key: int) -> RandnLike:

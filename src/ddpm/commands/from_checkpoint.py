@@ -69,7 +69,7 @@ def load(cfg: DictConfig) -> Loaded:
     if (average := set_average(cfg, model, checkpoint)) is not None:
         display.console.print(
             f"Weights averaged with length {cfg.ema.length} at step {average.step} "
-            f"(the weighting's squared error is {average.error:.2g})."
+            f"(relative squared error of the averaging weights: {average.error:.2g})."
         )
     return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
 
@@ -171,8 +171,8 @@ def data_of(cfg: DictConfig, model: DDPM) -> ImageData:
     the class, and its files are read only from the user's own data folder.
 
     Raises:
-        UserError: the data set is unknown, only the checkpoint names its folder, or its images do not have the
-            model's shape.
+        UserError: no YAML of the user names the class of the data set, its folder lies outside the user's data folder,
+            or its images do not have the model's shape.
     """
     node: Any = cfg.data
     if node is None:

@@ -45,8 +45,8 @@ from ddpm.training.overview import summary, swept_settings
 from ddpm.training.trainer import (
     build_trainer,
     connect,
-    expect_warnings,
     fit,
+    ignore_expected_warnings,
     speed_up,
     why_stopped,
 )
@@ -167,7 +167,7 @@ def plan_training(directory: Path, max_steps: int, restart: bool = False) -> Pla
         return will("move the existing run aside, and start from step 0")
     if not run.list_checkpoints():
         return will("start from step 0 (it failed before)" if run.status.state == "failed" else "start")
-    if run.is_finished(max_steps) and is_finished(run, step_of(run.newest_intact_checkpoint()), max_steps):
+    if run.is_finished(max_steps) and is_finished(run, step_of(run.checkpoint_to_resume()), max_steps):
         reason = f": {run.status.error}" if run.status.error else ""
         return will(f"nothing: it is {run.status.state}, {run.status.step} steps{reason}", is_done=True)
     return will(f"continue from its last checkpoint ({run.status.state} at step {run.status.step})")
@@ -216,14 +216,15 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
     """Train in the directory of `run`, unless the run is finished. Only the first process calls this function."""
     directory, config, model, data, trainer, left_out = job
     assert trainer is not None
-    checkpoint = run.newest_intact_checkpoint(warn=display.console.print)
+    checkpoint = run.checkpoint_to_resume(warn=display.console.print)
     step = step_of(checkpoint)
     if is_finished(run, step, trainer.max_steps):
         report(run, f"{run.status.state} before" + (f": {run.status.error}" if run.status.error else ""))
         return
 
     with log_to(directory / "log.txt"):
-        expect_warnings()
+        run.status.state = "running"  # in the file from the first batch on
+        ignore_expected_warnings()
         text = write_config(directory, config)
         write_provenance(directory, device_name(trainer.strategy.root_device), overrides=task_overrides())
         connect(trainer, run, build_loggers(cfg.logger, run, step))
@@ -252,10 +253,10 @@ def train_along(cfg: DictConfig, job: Job) -> None:
     """Train together with the first process, without writing files: only the first process writes."""
     run, trainer = Run.read(job.directory), job.trainer
     assert trainer is not None
-    checkpoint = None if cfg.restart else run.newest_intact_checkpoint()
+    checkpoint = None if cfg.restart else run.checkpoint_to_resume()
     if is_finished(run, step_of(checkpoint), trainer.max_steps):
         return
-    expect_warnings()
+    ignore_expected_warnings()
     connect(trainer, None, [DummyLogger() for _ in logger_nodes(cfg.logger)])
     speed_up(job.model, cfg.channels_last, cfg.compile)
     fit(trainer, job.model, job.data, checkpoint)

@@ -1,4 +1,4 @@
-"""The base class of all data sets, which keeps the images in memory and makes batches of them."""
+"""The base class of all data sets, which makes batches of the images."""
 
 import os
 import tempfile
@@ -33,9 +33,10 @@ class Split(NamedTuple):
 class ImageData(LightningDataModule, ABC):
     """Base class of the data sets. Batches are (float32 images [B, C, H, W] in [-1, 1], int64 labels [B]).
 
-    A subclass implements `load`; the images stay in memory as uint8. The order of the training images depends only on
-    (seed, epoch), and a run that resumes in the middle of an epoch sees the rest of this epoch. The training dataloader
-    never ends, because Lightning does not restore its own epochs exactly: limit the training with `max_steps`. Use
+    A subclass implements `load`. The images are uint8 and stay in memory, unless a subclass reads them from a file. The
+    order of the training images depends only on (seed, epoch), and a run that resumes in the middle of an epoch sees
+    the rest of this epoch. The training dataloader never ends, because Lightning does not restore its own epochs
+    exactly: limit the training with `max_steps`. Use
     `Trainer(use_distributed_sampler=False)`, because the dataloaders already give each process its part.
 
     Args:
@@ -190,7 +191,7 @@ class ImageData(LightningDataModule, ABC):
         return self.trainer.global_rank, world_size
 
     def limit_epochs(self, batches: int, repeat: bool = False) -> None:
-        """Limit a training epoch to this number of batches: the same in each epoch if `repeat`, else different ones."""
+        """Limit a training epoch to this number of batches. With `repeat`, each epoch has the same batches."""
         self._epoch_batches, self._repeat = batches, repeat
 
     @property

@@ -79,7 +79,7 @@ class VLB(WeightedX0MSE):
     """The variational bound: the KL divergence of one step, in nats per dimension (Ho et al. 2020, equation 8).
 
     At t = 0 (the paper's t = 1) the loss is the squared error of the Gaussian -log p(x_0|x_1). Terms that do not depend
-    on the network are left out. Apart from them, T times the mean over t is the bound without the prior term.
+    on the network are left out. So T times the mean over t is the bound without the prior term, up to a constant.
 
     The weight at t = 0 is inversely proportional to the decoder's variance. If β_1 is much smaller than β_0, as with
     `log_snr_linear`, variance="small" gives t = 0 most of the weight, and training is unstable: use "large".

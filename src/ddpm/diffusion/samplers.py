@@ -30,11 +30,13 @@ class SamplerStep(NamedTuple):
     """One step of a sampler."""
 
     t: int
-    """the timestep of the full chain at which the network was called"""
+    """the timestep of the full chain"""
     x_t: Images
-    """the image after the step"""
+    """the network's input"""
     x0: Images
-    """the x_0 predicted in the step"""
+    """the x_0 that was predicted from it"""
+    x_prev: Images
+    """the images after the step"""
 
 
 class Trajectory(NamedTuple):
@@ -44,8 +46,8 @@ class Trajectory(NamedTuple):
     """the diffusion process over only the sampler's S timesteps"""
     alpha_bars: Float64[Tensor, " N"]
     """ᾱ of x_0, which is 1, followed by ᾱ of each of the S timesteps; N = S + 1"""
-    log_snr: Float64[Tensor, " N"]
-    """λ = log √ᾱ/√(1-ᾱ), infinite for x_0"""
+    lambdas: Float64[Tensor, " N"]
+    """λ = log √ᾱ/√(1-ᾱ), half the log SNR; infinite for x_0"""
     randn_like: RandnLike
 
 
@@ -53,7 +55,7 @@ class Sampler(ABC):
     """Base class of the samplers, which go from x_T to x_0 in `steps` steps (all T timesteps if None).
 
     Args:
-        steps: the number S of network evaluations.
+        steps: the number S of steps, each with one call of the (possibly guided) network.
         spacing: how to select S of the T timesteps. "uniform": round(linspace(0, T-1, S)); "trailing":
             round((i+1)·T/S) - 1; "quadratic": round(linspace(0, √(T-1), S)²), denser near the image; "log_snr": evenly
             spaced in log ᾱ/(1-ᾱ). Every spacing includes T-1.
@@ -99,8 +101,8 @@ class Sampler(ABC):
         """
         timesteps = self.timesteps(diffusion)
         alpha_bars = torch.cat([diffusion.alpha_bars.new_ones(1), diffusion.alpha_bars[timesteps]])
-        log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2
-        trajectory = Trajectory(diffusion.subsequence(timesteps), alpha_bars, log_snr, randn_like)
+        lambdas = (alpha_bars / (1 - alpha_bars)).log() / 2
+        trajectory = Trajectory(diffusion.subsequence(timesteps), alpha_bars, lambdas, randn_like)
         x_t, x0s = x_T, list[Images]()
         finite = torch.tensor(True, device=x_T.device)
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
@@ -109,8 +111,9 @@ class Sampler(ABC):
             finite &= output.isfinite().all()
             x0, eps = diffusion.predict_x0_and_epsilon(output, x_t, now)
             x0s = [x0, *x0s][: self.history]
-            x_t = self.step(trajectory, i, x_t, x0s, eps)
-            yield SamplerStep(t, x_t, x0)
+            x_prev = self.step(trajectory, i, x_t, x0s, eps)
+            yield SamplerStep(t, x_t, x0, x_prev)
+            x_t = x_prev
         if not finite:  # checked only once, because the check waits for the device
             raise UserError("the network's output is not finite: no samples made. Use another checkpoint or precision.")
 
@@ -125,7 +128,7 @@ class Sampler(ABC):
         """Return the images after the last step, [B, C, H, W]. The arguments are those of `iterate`."""
         x_t = x_T
         for step in self.iterate(network, diffusion, x_T, randn_like, part):
-            x_t = step.x_t
+            x_t = step.x_prev
         return x_t
 
     def timesteps(self, diffusion: GaussianDiffusion) -> Int64[Tensor, " S"]:
@@ -192,7 +195,7 @@ class DPMSolverPP(Sampler):
 
     def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
         x0s = x0s[: i + 1]
-        gaps = -trajectory.log_snr[i : i + len(x0s) + 1].diff()
+        gaps = -trajectory.lambdas[i : i + len(x0s) + 1].diff()
         alpha_bar, alpha_bar_prev = trajectory.alpha_bars[i + 1].item(), trajectory.alpha_bars[i].item()
         return self._solve(x_t, x0s, gaps.tolist(), alpha_bar, alpha_bar_prev, trajectory.randn_like)
 
@@ -213,7 +216,8 @@ class DPMSolverPP(Sampler):
         """
         h, *between = gaps
         gain, signal = -math.expm1(-h), math.sqrt(alpha_bar_prev)
-        # First √((1-ᾱ_t)/(1-ᾱ_s)) x_s - √ᾱ_t (e^-h - 1) D_0; then the derivatives of the prediction by λ.
+        # Order 1, with D_0 = x0s[0]: √((1-ᾱ_prev)/(1-ᾱ)) x_t - √ᾱ_prev (e^-h - 1) D_0. Then the terms of the
+        # derivatives of x_0 by λ, from differences of the predictions.
         x = math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * x_t + signal * gain * x0s[0]
         if len(x0s) == 2:
             return x + signal * gain / 2 * _slope(x0s, h / between[0])

@@ -61,7 +61,7 @@ class AsAsked:
 
     name = "as_asked"
     needs_classes = True
-    caption = "share classified as asked"
+    caption = "label accuracy"
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes

@@ -17,7 +17,7 @@ class KernelDistance:
     caption = "kernel distance (KID) to the training images"
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
-        train, test = reference.n_train.features, reference.n_test.features
+        train, test = reference.train_subset.features, reference.test_subset.features
         return Comparison(kernel_distance(samples.features, train), kernel_distance(test, train))
 
 

@@ -37,7 +37,7 @@ class ManifoldMeasure:
         self.caption = CAPTIONS[which]
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
-        value, real = (_all_measures(images, reference.n_train) for images in (samples, reference.n_test))
+        value, real = (_all_measures(images, reference.train_subset) for images in (samples, reference.test_subset))
         return Comparison(value[self.name], real[self.name])
 
 

@@ -50,9 +50,9 @@ class Reference:
 
     train: ImageSet
     test: ImageSet
-    n_train: ImageSet
+    train_subset: ImageSet
     """the first images of `train`, as many as there are samples"""
-    n_test: ImageSet
+    test_subset: ImageSet
     """the first images of `test`, as many as there are samples"""
     samples_nearest: dict[str, Nearest]
     """by space, "pixels" or "features": the nearest training image of each sample"""
@@ -61,7 +61,7 @@ class Reference:
 
 
 class Comparison(NamedTuple):
-    """A measure of the samples beside the same measure of held-out real images."""
+    """A measure of the samples beside the same measure of real images."""
 
     value: Estimate
     real: Estimate = UNKNOWN
@@ -92,8 +92,12 @@ class Measure(Protocol):
         """Return the measure of the samples, with that of real images if there is one."""
 
 
-def mean_over_parts(measure: Callable[[Tensor], Estimate], images: Tensor, n: int) -> Estimate:
-    """Return the mean of a measure over at most ten disjoint parts of n real images, treated as independent."""
-    parts = images.split(n)[: min(len(images) // n, MAX_PARTS)]
+def mean_over_parts(measure: Callable[[Tensor], Estimate], rows: Tensor, n: int) -> Estimate:
+    """Return the mean of a measure over at most `MAX_PARTS` disjoint parts of n real images, treated as independent.
+
+    Args:
+        rows: one row for each image, [N, …].
+    """
+    parts = rows.split(n)[: min(len(rows) // n, MAX_PARTS)]
     means, errors = torch.tensor([measure(part) for part in parts], dtype=torch.float64).T
     return Estimate(means.mean().item(), errors.norm().item() / len(parts))

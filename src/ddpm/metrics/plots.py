@@ -209,7 +209,7 @@ def _legend_above(figure: "Figure") -> None:
 
 
 def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Plot the Fréchet distance divided by its floor, and the share of samples as asked, against guidance's scale.
+    """Plot the Fréchet distance divided by its floor, and the label accuracy, against guidance's scale.
 
     Args:
         rows: the contents of `metrics.json` of each evaluation.
@@ -218,7 +218,7 @@ def quality_scale(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     lines = _lines(sorted(rows, key=lambda row: row["guidance_scale"]), {"sampler_steps": "steps"})
     shown = {
         "quality/fd_test_ratio": "Fréchet distance / that of real images",
-        "quality/as_asked": "share classified as asked",
+        "quality/as_asked": "label accuracy",
     }
     for axes, (key, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
         _draw_lines(axes, lines, "guidance_scale", key)

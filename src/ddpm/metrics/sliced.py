@@ -17,7 +17,7 @@ class SlicedWasserstein:
     caption = "sliced Wasserstein distance to the training images"
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
-        train, test = reference.n_train.features, reference.n_test.features
+        train, test = reference.train_subset.features, reference.test_subset.features
         value, floor = (sliced_wasserstein(features, train) for features in (samples.features, test))
         return Comparison(value, floor, has_ratio=True)
 

@@ -113,7 +113,8 @@ class Run:
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
         """Replace the checkpoint `path` by `data` atomically: after a kill, the old or the new file is complete.
 
-        The old last.ckpt becomes previous.ckpt, unless it is damaged.
+        The old last.ckpt becomes previous.ckpt, unless it is damaged. After a kill between the two, only previous.ckpt
+        exists.
 
         Raises:
             OSError: the file could not be written; the old files are unchanged.
@@ -127,8 +128,8 @@ class Run:
                 self.damaged.discard(PREVIOUS)
         self.damaged.discard(path.name)
 
-    def newest_intact_checkpoint(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
-        """Return the checkpoint to continue from, None if there is no checkpoint.
+    def checkpoint_to_resume(self, warn: Callable[[str], object] = lambda message: None) -> Path | None:
+        """Return the checkpoint from which the run continues: the first intact one of last, previous and best, or None.
 
         Args:
             warn: called with a message for each damaged checkpoint.

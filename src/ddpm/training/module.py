@@ -178,12 +178,13 @@ class DDPM(SamplingModel):
         """Return the timesteps [B] and the noise [B, C, H, W] of a training batch, and its condition, on its device.
 
         The random numbers depend only on the seed and the batches done. Each process draws them for the global batch
-        and takes its part, so they do not depend on the number of processes.
+        and takes its part, so they do not depend on the number of processes. Only dropout does: for it, this function
+        seeds torch's own generator, by the process too.
         """
         x0, _ = batch
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         batches = batches_done(self.trainer)
-        torch.manual_seed(seed_at(Stream.NETWORK, self.seed, batches, rank))  # for dropout
+        torch.manual_seed(seed_at(Stream.NETWORK, self.seed, batches, rank))
 
         draws = generator(Stream.DIFFUSION, self.seed, batches)
         size = len(x0) * world_size
@@ -291,7 +292,7 @@ class DDPM(SamplingModel):
             raise UserError(
                 f"the loss or its gradient is not finite at step {step} (gradient norm {float(self.gradient_norm)} at "
                 f"step {self.global_step}). Lower optimizer.lr or trainer.gradient_clip_val, or use another "
-                "trainer.precision. The last checkpoint has finite weights."
+                "trainer.precision. The last checkpoint, if there is one, has finite weights."
             )
 
     def on_train_start(self) -> None:
@@ -360,7 +361,7 @@ class DDPM(SamplingModel):
             if not (value := self.validation_metrics[name].compute()).isfinite():
                 raise UserError(
                     f"val/{name} is {value.item()}: the network's output is not finite at some timesteps. "
-                    "Lower optimizer.lr, or continue from an earlier checkpoint with init_from."
+                    "Lower optimizer.lr, or start a new run from an earlier checkpoint (init_from=CKPT)."
                 )
         for name, metric in self.validation_metrics.items():
             self.log(f"val/{name}", metric, prog_bar=name in ("loss", "bpd"))

@@ -20,7 +20,13 @@ from ddpm.runs import Run
 from ddpm.runs.status import State
 from ddpm.training.callbacks import LastCheckpoint, RunStatus
 from ddpm.training.checkpoint_io import RunCheckpointIO
-from ddpm.training.hardware import check_tasks, cluster_environment, lightning_arguments, quieten_lightning
+from ddpm.training.hardware import (
+    check_tasks,
+    cluster_environment,
+    lightning_arguments,
+    number_of_processes,
+    quieten_lightning,
+)
 from ddpm.training.module import DDPM
 from ddpm.training.trainer_options import in_batches
 
@@ -32,15 +38,16 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
         UserError: Lightning does not accept a setting.
     """
     quieten_lightning()
-    # Otherwise `trainer.deterministic` also fills new memory with NaN. That takes time, and with torch 2.14 it overran
-    # the heap in networks compiled in the layout channels_last on AVX-512.
+    # With `trainer.deterministic`, torch would also fill new memory with NaN. This is slow, and torch 2.14 then wrote
+    # past the end of the heap in compiled networks in channels_last on AVX-512.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_tasks(cfg.trainer)
     try:
         ours = [RunStatus(data.num_batches), LastCheckpoint(cfg.paths.run, **cfg.checkpoint)]
         plugins = cluster_environment()
         for plugin in plugins:  # without this check, wrong settings would let each process train alone
-            plugin.validate_settings(cfg.trainer.devices, cfg.trainer.num_nodes)
+            devices = number_of_processes(cfg.trainer) // cfg.trainer.num_nodes
+            plugin.validate_settings(devices, cfg.trainer.num_nodes)
         trainer: L.Trainer = build(cfg.trainer, _partial_=True)(
             **in_batches(cfg.trainer, data),
             **lightning_arguments(cfg.trainer),
@@ -95,7 +102,7 @@ EXPECTED_WARNINGS = (
 """regular expressions of messages, because the categories of these warnings are too general to filter by"""
 
 
-def expect_warnings() -> None:
+def ignore_expected_warnings() -> None:
     """Ignore the warnings in `EXPECTED_WARNINGS`, which need no action from the user."""
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
@@ -160,14 +167,14 @@ def why_stopped(trainer: L.Trainer) -> tuple[State, str] | None:
     """Return the final state and the reason if a callback ended the training early. None if all steps were made.
 
     The state is "pruned" if the pruning callback of a search ended the run; the reason is the callback's attribute
-    `reason`. The state is "finished" if trainer.max_time ended the run, because a larger limit continues the run. The
-    state is "stopped" if any other callback, such as EarlyStopping, ended the run; the run does not continue.
+    `pruning_reason`. The state is "finished" if trainer.max_time ended the run, because a larger limit continues the
+    run. The state is "stopped" if any other callback, such as EarlyStopping, ended the run; the run does not continue.
     """
     if trainer.global_step >= trainer.max_steps:
         return None
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
-        if reason := getattr(callback, "reason", None):
+        if reason := getattr(callback, "pruning_reason", None):
             return "pruned", str(reason)
     left = [seconds for c in callbacks if isinstance(c, Timer) and (seconds := c.time_remaining()) is not None]
     if left and min(left) <= 0:

@@ -44,7 +44,8 @@ def test_a_trial_behind_the_others_stops_after_its_validation_and_is_saved(curre
     checkpoint = study.folder / "a-run" / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == steps[-1]
     assert list(study.trials()[1].intermediate_values) == steps
-    assert callback.reason == (None if steps[-1] == 6 else "stopped at step 2: behind the search's other trials")
+    stopped = "stopped at step 2: behind the search's other trials"
+    assert callback.pruning_reason == (None if steps[-1] == 6 else stopped)
 
 
 def test_the_last_validation_stops_nothing(current):
@@ -54,7 +55,7 @@ def test_the_last_validation_stops_nothing(current):
     study.tell(number, TrialState.COMPLETE, -1.0)
     callback = StopHopelessTrial(study.name, study.ask(space).number)
     train(callback, study, max_steps=2)
-    assert callback.reason is None
+    assert callback.pruning_reason is None
 
 
 def test_a_training_continues_without_its_database(current):

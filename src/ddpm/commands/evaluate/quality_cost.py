@@ -26,7 +26,7 @@ COLUMNS = {
     "quality/fd_test_se": "± se",
     "quality/fd_test_ratio": "/ floor",
     "quality/fd_test_ratio_se": "± se",
-    "quality/as_asked": "as asked",
+    "quality/as_asked": "label accuracy",
 }
 """titles of the columns by key of metrics.json"""
 OPTIONAL = ("guidance", "guidance_scale", "guidance_interval", "quality/as_asked")

@@ -23,7 +23,7 @@ class StopHopelessTrial(L.Callback):
 
     def __init__(self, study: str, number: int):
         self.study, self.number = study, number
-        self.reason: str | None = None
+        self.pruning_reason: str | None = None
         """why the training was stopped"""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -33,7 +33,7 @@ class StopHopelessTrial(L.Callback):
         # All processes stop together.
         if trainer.strategy.reduce_boolean_decision(hopeless, all=False) and trainer.global_step != trainer.max_steps:
             trainer.should_stop = True
-            self.reason = f"stopped at step {trainer.global_step}: behind the search's other trials"
+            self.pruning_reason = f"stopped at step {trainer.global_step}: behind the search's other trials"
 
     def is_hopeless(self, trainer: L.Trainer) -> bool:
         """Report the metric; return whether the pruner gives the trial up. An error of the database is a warning."""

@@ -51,6 +51,7 @@ class LastCheckpoint(Checkpoint):
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.signal: signal.Signals | None = None
+        self.was_interrupted = False
         self.stop_is_pending = False
         self.handlers: dict[signal.Signals, Any] = {}
 
@@ -66,8 +67,10 @@ class LastCheckpoint(Checkpoint):
             signal.signal(number, handler)
 
     def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if number == self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self.was_interrupted:
+                raise KeyboardInterrupt
+            self.was_interrupted = True
         self.signal = max(self.signal or SIGNALS[0], signal.Signals(number), key=SIGNALS.index)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -99,14 +102,14 @@ class LastCheckpoint(Checkpoint):
 
     def save_if_due(self, trainer: L.Trainer) -> None:
         # Signals and clocks differ between processes, but all processes must save at the same step.
-        stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        must_stop = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
         steps = trainer.global_step - self.saved_step
         minutes = (time.monotonic() - self.saved_time) / 60
         late = trainer.strategy.reduce_boolean_decision(steps > 0 and minutes >= self.every_minutes, all=False)
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if ends or stop or late or steps >= self.every_steps:
+        is_last = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if is_last or must_stop or late or steps >= self.every_steps:
             self.save(trainer)
-        if stop and not ends:
+        if must_stop and not is_last:
             self.stop(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
@@ -117,8 +120,8 @@ class LastCheckpoint(Checkpoint):
 
     def stop(self, trainer: L.Trainer) -> None:
         # All processes use the signal of highest priority, because a signal may reach only some of them.
-        place = torch.tensor(SIGNALS.index(self.signal or SIGNALS[0]), device=trainer.strategy.root_device)
-        number = SIGNALS[int(trainer.strategy.reduce(place, reduce_op="max"))]
+        priority = torch.tensor(SIGNALS.index(self.signal or SIGNALS[0]), device=trainer.strategy.root_device)
+        number = SIGNALS[int(trainer.strategy.reduce(priority, reduce_op="max"))]
         if self.run is not None:
             how = f"interrupted by {number.name}"
             self.run.end("interrupted", trainer.global_step, how)

@@ -75,10 +75,9 @@ class SamplePictures(L.Callback):
         noise = ImageNoise(Stream.SAMPLING, 0, indices=range(number))
         x_T = noise(torch.empty(number, *model.image_shape, device=model.device))
         steps = list(self.sampler.iterate(model.conditioned(labels), model.diffusion, x_T, noise))
-        before = [x_T, *(step.x_t for step in steps[:-1])]
         shown = torch.linspace(0, len(steps) - 1, self.num_timesteps).round().long().tolist()
-        pairs = [torch.stack([before[i], steps[i].x0])[:, followed] for i in shown]
-        return steps[-1].x_t, rearrange(pairs, "t pair image c h w -> (image pair t) c h w")
+        pairs = [torch.stack([steps[i].x_t, steps[i].x0])[:, followed] for i in shown]
+        return steps[-1].x_prev, rearrange(pairs, "t pair image c h w -> (image pair t) c h w")
 
     def show(self, trainer: L.Trainer, kind: str, picture: Image.Image) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
