@@ -75,8 +75,14 @@ class TrainBatches(Sampler[Tensor]):
 
 
 def batches_in_order(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
-    """Return batches of all images, each once, for evaluation. Rank r of R gets images r, r+R, r+2R …, unpadded."""
-    return list(torch.arange(rank, num_images, world_size).split(batch_size // world_size))
+    """Return batches of all images, each once, for evaluation. Rank r of R gets images r, r+R, r+2R …, unpadded.
+
+    All ranks get equally many batches, because FSDP's ranks wait for each other in each. So the last may have one
+    image more than the others.
+    """
+    size = batch_size // world_size
+    num_batches = max(1, -(-(num_images // world_size) // size))
+    return list(torch.arange(rank, num_images, world_size).tensor_split([size * i for i in range(1, num_batches)]))
 
 
 def batches_done(trainer: L.Trainer) -> int:
