@@ -50,6 +50,10 @@ class Trajectory(NamedTuple):
     """λ = log √ᾱ/√(1-ᾱ), half the log SNR; infinite for x_0"""
     randn_like: RandnLike
 
+    def gaps(self, i: int, number: int) -> list[float]:
+        """Return the length of step i in λ, and the distances in λ between the newest `number` predictions of x_0."""
+        return (-self.lambdas[i : i + number + 1].diff()).tolist()
+
 
 class Sampler(ABC):
     """Base class of the samplers, which go from x_T to x_0 in `steps` steps (all T timesteps if None).
@@ -195,26 +199,8 @@ class DPMSolverPP(Sampler):
 
     def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
         x0s = x0s[: i + 1]
-        gaps = -trajectory.lambdas[i : i + len(x0s) + 1].diff()
-        alpha_bar, alpha_bar_prev = trajectory.alpha_bars[i + 1].item(), trajectory.alpha_bars[i].item()
-        return self._solve(x_t, x0s, gaps.tolist(), alpha_bar, alpha_bar_prev, trajectory.randn_like)
-
-    def _solve(
-        self,
-        x_t: Images,
-        x0s: Sequence[Images],
-        gaps: Sequence[float],
-        alpha_bar: float,
-        alpha_bar_prev: float,
-        randn_like: RandnLike,
-    ) -> Images:
-        """Take one step from ᾱ = `alpha_bar` to ᾱ = `alpha_bar_prev`.
-
-        Args:
-            x0s: the predictions to use, newest first.
-            gaps: the length of the step in λ, followed by the distances in λ between successive predictions.
-        """
-        h, *between = gaps
+        alpha_bar_prev, alpha_bar = trajectory.alpha_bars[i : i + 2].tolist()
+        h, *between = trajectory.gaps(i, len(x0s))
         gain, signal = -math.expm1(-h), math.sqrt(alpha_bar_prev)
         # Order 1, with D_0 = x0s[0]: √((1-ᾱ_prev)/(1-ᾱ)) x_t - √ᾱ_prev (e^-h - 1) D_0. Then the terms of the
         # derivatives of x_0 by λ, from differences of the predictions.
@@ -240,21 +226,15 @@ class SDEDPMSolverPP(DPMSolverPP):
 
     max_order = 2
 
-    def _solve(
-        self,
-        x_t: Images,
-        x0s: Sequence[Images],
-        gaps: Sequence[float],
-        alpha_bar: float,
-        alpha_bar_prev: float,
-        randn_like: RandnLike,
-    ) -> Images:
-        h, *between = gaps
+    def step(self, trajectory: Trajectory, i: int, x_t: Images, x0s: Sequence[Images], eps: Images) -> Images:
+        x0s = x0s[: i + 1]
+        alpha_bar_prev, alpha_bar = trajectory.alpha_bars[i : i + 2].tolist()
+        h, *between = trajectory.gaps(i, len(x0s))
         gain, signal = -math.expm1(-2 * h), math.sqrt(alpha_bar_prev)
         x = math.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * math.exp(-h) * x_t + signal * gain * x0s[0]
         if len(x0s) == 2:
             x = x + signal * gain / 2 * _slope(x0s, h / between[0])
-        return x + math.sqrt((1 - alpha_bar_prev) * gain) * randn_like(x) if alpha_bar_prev < 1 else x
+        return x + math.sqrt((1 - alpha_bar_prev) * gain) * trajectory.randn_like(x) if alpha_bar_prev < 1 else x
 
 
 def _slope(x0s: Sequence[Images], ratio: float) -> Images:
