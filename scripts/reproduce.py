@@ -303,7 +303,9 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         for key, first in before[name]["numbers"].items():
             second = after[name]["numbers"].get(key)
             if second is None:
-                agree = agree and key not in COMPARED
+                if key in COMPARED:
+                    table.add_row(name, key, plus_minus(first), "missing", "", "", "no")
+                    agree = False
                 continue
             difference = second["value"] - first["value"]
             error, verdict = None, ""
