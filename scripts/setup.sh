@@ -4,6 +4,9 @@
 venv=$root/.venv
 stamp=$venv/ddpm-setup # what the environment was made from, then its extras
 
+# Docker images often set it. Then every start compiles all Python files that it imports, for seconds.
+unset PYTHONDONTWRITEBYTECODE
+
 say() { echo "${0##*/}: $*" >&2; }
 
 fail() {
