@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -45,16 +46,31 @@ def changed_settings(cfg: DictConfig) -> list[str]:
 
     A chosen group is one setting (`model=unet_tiny`), followed by the keys that differ from this choice.
     """
-    choices = _groups(HydraConfig.get().runtime.choices)
-    default = _groups(compose("train", return_hydra_config=True).hydra.runtime.choices)
+    hydra = HydraConfig.get()
+    sources = tuple(str(source.path) for source in hydra.runtime.config_sources)
+    default, _ = _composed(sources)
     recipes = ("experiment", "debug", "sweep")  # their content is shown key by key
-    groups = [f"{group}={choice}" for group, choice in choices.items() if choice != default.get(group)]
+    groups = [
+        f"{group}={choice}" for group, choice in _groups(hydra.runtime.choices).items() if choice != default.get(group)
+    ]
     chosen = [group for group in groups if not group.startswith(recipes)]
-    before, now = (dict(leaves(OmegaConf.to_container(config))) for config in (compose("train", chosen), cfg))
+    _, before = _composed(sources, *chosen)
+    now = dict(leaves(OmegaConf.to_container(cfg)))
     # repr, since 1 and 1.0 are equal, but mean one batch and all batches
     keys = [f"{key}={now[key]}" for key in now if key not in before or repr(before[key]) != repr(now[key])]
     keys += [f"~{key}" for key in before.keys() - now.keys()]
     return chosen + [key for key in keys if not key.lstrip("~").startswith(NOT_SHOWN)]
+
+
+@cache
+def _composed(sources: tuple[str, ...], *overrides: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Compose `conf/train.yaml`; return the choices of the config groups, and all settings.
+
+    Kept for each list of config folders, `sources`: a composition takes longer than building a small model.
+    """
+    config = compose("train", list(overrides), return_hydra_config=True)
+    settings = leaves(OmegaConf.to_container(config))
+    return _groups(config.hydra.runtime.choices), {key: v for key, v in settings if not key.startswith("hydra.")}
 
 
 def _groups(choices: Mapping[str, Any]) -> dict[str, str]:
