@@ -33,7 +33,7 @@ tb_logging.get_logger().setLevel("ERROR")  # it warns of steps that were made tw
 
 # With accumulation and several epochs too.
 SETTINGS = [
-    *TINY, "data.batch_size=64", "data.validation_size=8800", "trainer.max_steps=40",
+    *TINY, "data.batch_size=16", "data.validation_size=9700", "trainer.max_steps=40",
     "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=14", "checkpoint.every_steps=4",
     "optimizer.warmup_steps=10", "callbacks.progress.refresh_rate=0",
 ]  # fmt: skip
