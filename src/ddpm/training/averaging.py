@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class WeightAverage(AveragedModel):
@@ -37,7 +37,7 @@ class WeightAverage(AveragedModel):
             for average, weight in zip(averaged, current, strict=True):
                 average.copy_(weight)
         else:
-            torch._foreach_lerp_(averaged, current, 1 - self.kept(self.updates))
+            get_ema_multi_avg_fn(self.kept(self.updates))(averaged, current, None)
         for copy, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             copy.copy_(buffer)
         self.updates += 1
