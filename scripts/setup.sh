@@ -4,7 +4,7 @@
 venv=$root/.venv
 stamp=$venv/ddpm-setup # what the environment was made from, then its extras
 
-# Docker images often set it. Then every start compiles all Python files that it imports, for seconds.
+# Docker images often set it. Then each start spends seconds on compiling all Python files that it imports.
 unset PYTHONDONTWRITEBYTECODE
 
 say() { echo "${0##*/}: $*" >&2; }
