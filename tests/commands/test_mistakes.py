@@ -41,6 +41,7 @@ def message_of(command, answer):
         (["optimizer.warmup_steps=-1"], ["optimizer.warmup_steps=-1"]),
         (["data.batch_size=2.5"], ["batch_size=2.5"]),
         (["trainer=cpu", "trainer.precision=16-mixed"], ["accelerator=cpu does not support precision=16-mixed"]),
+        (["trainer=cpu", "compile=true", "channels_last=true"], ["can crash on a CPU", "Leave out channels_last=true"]),
         (["trainer=cpu", "trainer.devices=0"], ["devices=0 does not fit accelerator=cpu"]),
         (["trainer=cpu", "trainer.devices=3"], ["data.batch_size=128 must be divisible by the 3 processes"]),
         (["trainer=cpu", "trainer.num_nodes=2"], ["start the same command on each node", "MASTER_ADDR"]),

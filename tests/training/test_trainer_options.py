@@ -35,7 +35,8 @@ def config(decay_steps=None, **trainer):
         "accumulate_grad_batches": 1, "deterministic": False,
     }  # fmt: skip
     optimizer = {"algorithm": {"fused": None}, "decay_steps": decay_steps}
-    return OmegaConf.create({"trainer": defaults | trainer, "data": {"batch_size": 8}, "optimizer": optimizer})
+    rest = {"data": {"batch_size": 8}, "compile": False, "channels_last": False}
+    return OmegaConf.create({"trainer": defaults | trainer, "optimizer": optimizer, **rest})
 
 
 class Seen(L.Callback):

@@ -38,8 +38,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
         UserError: Lightning does not accept a setting.
     """
     quieten_lightning()
-    # With `trainer.deterministic`, torch would also fill new memory with NaN. This is slow, and torch 2.14 then wrote
-    # past the end of the heap in compiled networks in channels_last on AVX-512.
+    # With `trainer.deterministic`, torch would also fill new memory with NaN, which is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_tasks(cfg.trainer)
     try:

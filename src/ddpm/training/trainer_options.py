@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from ddpm.data import ImageData
 from ddpm.errors import UserError
-from ddpm.training.hardware import KEYS, number_of_processes
+from ddpm.training.hardware import KEYS, lightning_arguments, number_of_processes, runs_elsewhere
 
 SUPPORTED = {
     *KEYS,
@@ -87,6 +87,12 @@ def check_trainer(cfg: DictConfig) -> None:
         raise UserError(
             "optimizer.algorithm.fused=true cannot be used with trainer.precision=16-mixed: the fused optimizer would "
             "unscale the gradients after the clipping. Use fused=null or precision=bf16-mixed."
+        )
+    is_risky = cfg.compile and cfg.channels_last
+    if is_risky and not runs_elsewhere() and lightning_arguments(trainer)["accelerator"] == "cpu":
+        raise UserError(
+            "compile=true with channels_last=true can crash on a CPU: code that torch 2.14 compiled so wrote past the "
+            "end of its memory. Leave out channels_last=true, with which compiled code is no faster on a CPU."
         )
 
 
