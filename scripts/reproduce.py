@@ -39,7 +39,7 @@ from ddpm.runs import (
     Run,
     Status,
     overrides_with_effect,
-    results_name,
+    results_directory,
     run_directory,
     run_name,
     write_json,
@@ -62,7 +62,7 @@ NUMBERS = (
 SETTINGS = ("step", "quality/n", "sampler", "network_evaluations", "images", "timesteps_per_image", "variance")
 """keys of metrics.json that must be equal in results that are compared"""
 COMPARED = ("quality/fd_test", "bpd/total", "quality/as_asked")
-"""few, because one comparison of twenty falls outside two standard errors by chance"""
+"""keys that must agree within two standard errors; few, because one comparison of twenty fails by chance"""
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """the widest vector instructions first; the tables name the first that a processor has"""
 TARGETS = (10, 5, 3)
@@ -77,7 +77,7 @@ Command = Callable[[Sequence[str]], int]
 
 @dataclass(frozen=True)
 class Row:
-    """A declaration of scripts/reproduce.yaml."""
+    """An entry of scripts/reproduce.yaml. Each combination of overrides, except for the seed, is a line of results."""
 
     table: str
     evaluate: list[list[str]]
@@ -124,7 +124,7 @@ def varied(all_jobs: Sequence[Sequence[str]], job: Sequence[str]) -> str:
 
 
 def config_tree() -> AbstractContextManager[Any]:
-    """Let Hydra compose from conf/. Not around a command, which may run in this process in tests."""
+    """Let Hydra compose from conf/. Close it before a command starts: tests run commands in this process."""
     return initialize_config_dir(str(conf_dir()), version_base="1.3")
 
 
@@ -187,9 +187,8 @@ def evaluate(trained: Trained, job: Sequence[str], outputs: Path, run: Command) 
     if trained.source.startswith("samples="):
         directory = run_directory("evaluate", outputs, effective, not_identity=not_identity)
     else:
-        of_run, mark = results_name([trained.directory], outputs)
-        name = run_name(effective, [*not_identity, "ckpt"])
-        directory = outputs / "evaluate" / of_run / (("last" if name == "base" else f"last_{name}") + mark)
+        checkpoint = trained.directory / "checkpoints" / "last.ckpt"
+        directory = results_directory("evaluate", checkpoint, outputs, effective, not_identity)
     command = shlex.join(["ddpm", "evaluate", *overrides]).replace(f"{outputs.parent}/", "")
     return command, read_json(directory / "metrics.json")
 
@@ -203,7 +202,7 @@ def start(command: Sequence[str], outputs: Path, run: Command, more: Sequence[st
     console.rule(shlex.join(command), align="left")
     place = [override("paths.outputs", outputs)] if command[0] == "ddpm" else []
     if code := run([*command, *more, *place]):
-        raise UserError(f"`{shlex.join(command)}` ended with {code}. The same command continues.")
+        raise UserError(f"`{shlex.join(command)}` failed with exit code {code}. Repeat your command to continue.")
 
 
 def run_process(command: Sequence[str]) -> int:

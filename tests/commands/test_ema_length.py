@@ -20,7 +20,7 @@ def test_samples_of_another_average(ddpm_here, tmp_path):
     for length in ("null", 0.05, 0.2):
         done = ddpm_here(*sample, f"ema.length={length}")
         assert done.returncode == 0, done.stderr
-        assert ("Weights averaged with length" in done.stdout) == (length != "null")
+        assert ("Moving average of the weights with length" in done.stdout) == (length != "null")
         pictures[length] = max(tmp_path.glob("outputs/sample/**/*.npz"), key=lambda path: path.stat().st_mtime_ns)
     arrays = [np.load(path)["images"] for path in pictures.values()]
     assert len({array.tobytes() for array in arrays}) == 3

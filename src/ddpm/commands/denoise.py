@@ -123,7 +123,7 @@ def plan(cfg: DictConfig) -> Plan:
         return Plan(directory_of(cfg), "noise and denoise a digit with the true x_0")
     checkpoint, model = from_checkpoint.read(cfg)
     pick_image(cfg, model)
-    return Plan(from_checkpoint.results_directory(cfg, checkpoint), "noise and denoise a digit")
+    return Plan(from_checkpoint.directory_for(cfg, checkpoint), "noise and denoise a digit")
 
 
 def check(cfg: DictConfig) -> None:

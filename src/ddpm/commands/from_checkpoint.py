@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ddpm.commands import display
-from ddpm.config import build, check_targets, config_folders, override, trusted_targets, user_path
+from ddpm.config import build, check_targets, config_folders, override, trusted_targets
 from ddpm.config.checking import check_node
 from ddpm.data import CIFAR10, MNIST, ImageData, to_uint8
 from ddpm.devices import map_over_processes
 from ddpm.diffusion import Autoguidance, Guidance, Sampler
 from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
-from ddpm.runs import find_checkpoint, overrides_with_effect, results_name, run_name
+from ddpm.runs import find_checkpoint, overrides_with_effect, results_directory, run_of
 from ddpm.runs.checkpoints import load_checkpoint
 from ddpm.training.building import load_model
 from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, quieten_lightning
@@ -68,10 +68,10 @@ def load(cfg: DictConfig) -> Loaded:
     model = load_model(checkpoint, fabric.device, trusted_targets(config_folders()))
     if (average := set_average(cfg, model, checkpoint)) is not None:
         display.console.print(
-            f"Weights averaged with length {cfg.ema.length} at step {average.step} "
-            f"(relative squared error of the averaging weights: {average.error:.2g})."
+            f"Moving average of the weights with length {cfg.ema.length} at step {average.step} "
+            f"(relative squared error of its profile: {average.error:.2g})."
         )
-    return Loaded(checkpoint, model, fabric, results_directory(cfg, checkpoint))
+    return Loaded(checkpoint, model, fabric, directory_for(cfg, checkpoint))
 
 
 def sample(
@@ -214,17 +214,9 @@ def describe(data: ImageData) -> str:
     return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
 
 
-def run_of(checkpoint: Path) -> Path:
-    """Return the directory of the run that wrote a checkpoint."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-
-
-def results_directory(cfg: DictConfig, checkpoint: Path) -> Path:
-    """Return `outputs/<command>/<the run's name>/<checkpoint>_<overrides>`."""
-    hydra = HydraConfig.get()
-    of_run, mark = results_name([run_of(checkpoint)], cfg.paths.outputs)
-    assert hydra.job.config_name is not None
-    not_identity = [*cfg.not_identity, "ckpt"]
-    overrides = run_name(overrides_with_effect(hydra.job.config_name, not_identity=not_identity), not_identity)
-    last = checkpoint.stem if overrides == "base" else f"{checkpoint.stem}_{overrides}"
-    return user_path(cfg.paths.outputs) / hydra.job.config_name / of_run / (last + mark)
+def directory_for(cfg: DictConfig, checkpoint: Path) -> Path:
+    """Return the directory of the results of the command that runs now."""
+    command = HydraConfig.get().job.config_name
+    assert command is not None
+    overrides = overrides_with_effect(command, not_identity=[*cfg.not_identity, "ckpt"])
+    return results_directory(command, checkpoint, cfg.paths.outputs, overrides, cfg.not_identity)

@@ -92,7 +92,7 @@ def plan(cfg: DictConfig) -> Plan:
     """Return what `run` would do."""
     checkpoint, model = from_checkpoint.read(cfg)
     prepare(cfg, checkpoint, model)
-    return Plan(from_checkpoint.results_directory(cfg, checkpoint), "draw images")
+    return Plan(from_checkpoint.directory_for(cfg, checkpoint), "draw images")
 
 
 def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:

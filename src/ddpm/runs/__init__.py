@@ -5,9 +5,11 @@ from ddpm.runs.identity import (
     SWEPT_KEYS,
     identity_overrides,
     overrides_with_effect,
+    results_directory,
     results_name,
     run_directory,
     run_name,
+    run_of,
     task_overrides,
 )
 from ddpm.runs.log import log_to
@@ -29,9 +31,11 @@ __all__ = [
     "log_to",
     "overrides_with_effect",
     "provenance",
+    "results_directory",
     "results_name",
     "run_directory",
     "run_name",
+    "run_of",
     "task_overrides",
     "write_config",
     "write_json",

@@ -104,6 +104,24 @@ def run_directory(
     return user_path(outputs) / command / folder / own
 
 
+def results_directory(
+    command: str, checkpoint: Path, outputs: str | Path, overrides: Iterable[str], not_identity: Iterable[str] = ()
+) -> Path:
+    """Return `outputs/<command>/<the run's name>/<checkpoint>_<overrides>` for results from a checkpoint.
+
+    `overrides` are the overrides of the command that have an effect.
+    """
+    of_run, mark = results_name([run_of(checkpoint)], outputs)
+    name = run_name(overrides, [*not_identity, "ckpt"])
+    last = checkpoint.stem if name == "base" else f"{checkpoint.stem}_{name}"
+    return user_path(outputs) / command / of_run / (last + mark)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the directory of the run that wrote a checkpoint."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def results_name(places: Sequence[Path], outputs: str | Path) -> tuple[Path, str]:
     """Return (name, suffix) for results from runs or folders of runs. Different places have different pairs.
 

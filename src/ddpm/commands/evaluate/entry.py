@@ -69,7 +69,7 @@ def plan(cfg: DictConfig) -> Plan:
         return Plan(directory_of_samples(cfg), f"judge {cfg.samples}")
     checkpoint, model = from_checkpoint.read(cfg)
     prepare_checkpoint(cfg, checkpoint, model)
-    return Plan(from_checkpoint.results_directory(cfg, checkpoint), "measure")
+    return Plan(from_checkpoint.directory_for(cfg, checkpoint), "measure")
 
 
 def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
