@@ -120,7 +120,7 @@ def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp
     small = model.diffusion
     set_variance(model, "optimal", checkpoint, Ancestral())
     x0_mse = torch.tensor(json.loads(written)["x0_mse"], dtype=torch.float64)
-    coefficient = small.coefficients.mean_x0
+    coefficient = small.coefficients.posterior_x0
     extra = model.diffusion.reverse_variance[1:] - small.reverse_variance[1:]
     torch.testing.assert_close(extra, (coefficient**2 * x0_mse)[1:])
 

@@ -86,7 +86,7 @@ class VLB(WeightedX0MSE):
     """
 
     def x0_weights(self, diffusion: GaussianDiffusion) -> Float64[Tensor, " T"]:
-        return diffusion.coefficients.mean_x0**2 / (2 * diffusion.reverse_variance)
+        return diffusion.coefficients.posterior_x0**2 / (2 * diffusion.reverse_variance)
 
 
 class MinSNR(WeightedX0MSE):

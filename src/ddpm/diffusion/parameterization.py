@@ -31,9 +31,9 @@ class Coefficients(NamedTuple):
     """√ᾱ_t"""
     sigma: Tensor
     """√(1-ᾱ_t)"""
-    mean_x0: Tensor
+    posterior_x0: Tensor
     """c_0 = √ᾱ_{t-1} β_t/(1-ᾱ_t), the weight of x_0 in the posterior mean"""
-    mean_x_t: Tensor
+    posterior_x_t: Tensor
     """c_t = √α_t (1-ᾱ_{t-1})/(1-ᾱ_t), the weight of x_t in the posterior mean"""
 
 
@@ -47,7 +47,7 @@ def from_x0(prediction: Prediction, x0: Images, x_t: Images, at: Coefficients) -
         case "v":
             return (at.signal * x_t - x0) / at.sigma
         case "mean":
-            return at.mean_x0 * x0 + at.mean_x_t * x_t
+            return at.posterior_x0 * x0 + at.posterior_x_t * x_t
 
 
 def to_x0(prediction: Prediction, output: Images, x_t: Images, at: Coefficients) -> Images:
@@ -60,7 +60,7 @@ def to_x0(prediction: Prediction, output: Images, x_t: Images, at: Coefficients)
         case "v":
             return at.signal * x_t - at.sigma * output
         case "mean":
-            return (output - at.mean_x_t * x_t) / at.mean_x0
+            return (output - at.posterior_x_t * x_t) / at.posterior_x0
 
 
 def x0_error_slope(prediction: Prediction, at: Coefficients) -> Tensor:
@@ -73,4 +73,4 @@ def x0_error_slope(prediction: Prediction, at: Coefficients) -> Tensor:
         case "v":
             return at.sigma
         case "mean":
-            return 1 / at.mean_x0
+            return 1 / at.posterior_x0

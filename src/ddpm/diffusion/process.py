@@ -37,8 +37,7 @@ class GaussianDiffusion(nn.Module):
         variance: σ_t² of the reverse step. "small" is β̃_t of the posterior, optimal if the data is a single point.
             "large" is β_t, optimal if the data is N(0, I) (Ho et al. 2020, section 3.2). "optimal" is
             β̃_t + c_0² · `x0_mse`, optimal for the KL of this network (after Bao et al. 2022, theorem 1); c_0 is the
-            coefficient of x_0 in the posterior mean. At t = 0, "small" may give a better
-            reconstruction term.
+            coefficient of x_0 in the posterior mean. It does not minimize the reconstruction term at t = 0.
         x0_mse: the network's mean squared x_0 error at each timestep, [T]; only "optimal" needs it.
         clip_x0: clamp the predicted x_0 to [-1, 1] inside the reverse step. Losses use the unclipped x_0.
 
@@ -81,8 +80,8 @@ class GaussianDiffusion(nn.Module):
         self.coefficients = Coefficients(
             signal=self.alpha_bars.sqrt(),
             sigma=sigma2.sqrt(),
-            mean_x0=alpha_bars_before.sqrt() * self.betas / sigma2,
-            mean_x_t=(1 - self.betas).sqrt() * sigma2_before / sigma2,
+            posterior_x0=alpha_bars_before.sqrt() * self.betas / sigma2,
+            posterior_x_t=(1 - self.betas).sqrt() * sigma2_before / sigma2,
         )
         """coefficients of all T timesteps, float64, CPU, [T] each"""
         self.reverse_variance = self._reverse_variance_table(posterior_variance)
@@ -123,7 +122,7 @@ class GaussianDiffusion(nn.Module):
                     raise ValueError("variance=optimal needs x0_mse, the network's mean squared x0 error at each t.")
                 if self.x0_mse.shape != self.betas.shape or (self.x0_mse < 0).any():
                     raise ValueError(f"x0_mse must hold {self.num_steps} non-negative numbers, one per timestep.")
-                return posterior_variance + self.coefficients.mean_x0**2 * self.x0_mse
+                return posterior_variance + self.coefficients.posterior_x0**2 * self.x0_mse
 
     def _table(self, name: str, t: Timesteps) -> PerImage:
         return self.get_buffer(f"_{name}")[t].view(-1, 1, 1, 1)

@@ -97,8 +97,8 @@ class Sampler(ABC):
 
         Args:
             part: use only the timesteps `timesteps(diffusion)[part]`, in descending order. `x_T` must have the noise
-                level of the highest timestep of the part. The result has the noise level of the next lower timestep
-                below the part, or is x_0 if there is none.
+                level of the highest timestep of the part. The result has the noise level of the timestep just below
+                the part, or is x_0 if there is none.
 
         Raises:
             UserError: an output of the network was not finite. The check follows the last step.

@@ -142,7 +142,7 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
 
 PARTS = ("module", "model", "diffusion", "objective", "optimizer", "ema", "seed", "data")
 """the parts of a checkpoint's config from which its model is built"""
-MAX_STEPS = 10**6
+MAX_NUMBER = 10**6
 """largest number in the config of a diffusion, such as its timesteps"""
 MAX_IMAGE = 2**26
 """largest number of values in an image"""
@@ -180,8 +180,8 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     if not (isinstance(module.func, type) and issubclass(module.func, DDPM)):
         raise UserError(f"module._target_={config['module']['_target_']} must be DDPM or a subclass of it.")
     for key, value in leaves(config["diffusion"], into_lists=True):
-        if isinstance(value, (int, float)) and abs(value) > MAX_STEPS:
-            raise UserError(f"diffusion.{key}={value} is too large: at most {MAX_STEPS:,}.")
+        if isinstance(value, (int, float)) and abs(value) > MAX_NUMBER:
+            raise UserError(f"diffusion.{key}={value} is too large: at most {MAX_NUMBER:,}.")
     network, diffusion = build_part(config["model"], nn.Module), build_part(config["diffusion"], GaussianDiffusion)
     try:
         model: DDPM = module(
