@@ -1,7 +1,7 @@
-"""Randomness as a function of where it is used: never of what was drawn before.
+"""Seeds that are computed from integer keys (purpose, seed, index), not from a global random state.
 
-So a run that goes on from a checkpoint draws what the uninterrupted one would have drawn, and nothing that is
-drawn for a picture or a validation moves the training's numbers.
+So a resumed run draws the same numbers as an undisturbed one, and validation or sampling does not change those of
+training.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 class Stream(IntEnum):
-    """What the numbers are for: the first part of every key, so that no two uses share theirs."""
+    """The purpose of random numbers: the first integer of every key. Equal keys give equal numbers."""
 
     DATA_ORDER = 0
     DIFFUSION = 1
@@ -31,7 +31,7 @@ class Stream(IntEnum):
     EVALUATION = 6
     INITIAL_WEIGHTS = 7
     LABELS = 8
-    """which labels training leaves out, and the labels of samples that are judged"""
+    """which labels training leaves out, and the labels of evaluated samples"""
     AUGMENTATION = 9
 
 
@@ -72,8 +72,5 @@ class ImageNoise:
 
 
 def evenly_spread(indices: Tensor, shift: float = 0.0) -> Tensor:
-    """A position in [0, 1) for each index, float64: those of successive indices are spread evenly, however many.
-
-    Multiples of the golden ratio plus `shift`, modulo 1.
-    """
+    """Return (shift + index · golden ratio) mod 1 for each index, float64: a low-discrepancy sequence in [0, 1)."""
     return (shift + indices.double() * GOLDEN_RATIO) % 1

@@ -138,7 +138,7 @@ def test_nothing_is_written_beside_the_run(done, run):
 def test_the_same_command_says_that_the_run_is_finished_and_changes_nothing(again):
     before = content(again)
     shown = finished(train(again, *FAST))
-    assert "finished before" in shown
+    assert "already finished" in shown
     assert "val/bpd" in shown
     assert content(again) == before
 

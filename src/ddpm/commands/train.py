@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm.commands import display
-from ddpm.commands import report as compared_runs
+from ddpm.commands import report as report_command
 from ddpm.commands.command import Plan
 from ddpm.config import build, leaves, override
 from ddpm.data import Augmentation, ImageData
@@ -80,7 +80,7 @@ def plan(cfg: DictConfig) -> Plan:
     """Check the config and the data, and return what `run` would do. Writes nothing into the run's directory.
 
     Raises:
-        UserError: the run would be refused.
+        UserError: a setting or the data is invalid. If another process trains in the directory, the plan says so.
     """
     job = prepare(cfg)
     return plan_training(job.directory, steps_to_make(cfg.trainer, job.data), cfg.restart)
@@ -88,7 +88,7 @@ def plan(cfg: DictConfig) -> Plan:
 
 def after_sweep(cfg: DictConfig, plans: Sequence[Plan]) -> None:
     """Show the table of all jobs."""
-    compared_runs.show([plan.directory for plan in plans])
+    report_command.show([plan.directory for plan in plans])
 
 
 class Job(NamedTuple):
@@ -219,11 +219,11 @@ def train(cfg: DictConfig, job: Job, run: Run) -> None:
     checkpoint = run.checkpoint_to_resume(warn=display.console.print)
     step = step_of(checkpoint)
     if is_finished(run, step, trainer.max_steps):
-        report(run, f"{run.status.state} before" + (f": {run.status.error}" if run.status.error else ""))
+        report(run, f"already {run.status.state}" + (f": {run.status.error}" if run.status.error else ""))
         return
 
     with log_to(directory / "log.txt"):
-        run.status.state = "running"  # in the file from the first batch on
+        run.status.state = "running"  # status.json shows it after the first batch
         ignore_expected_warnings()
         text = write_config(directory, config)
         write_provenance(directory, device_name(trainer.strategy.root_device), overrides=task_overrides())

@@ -111,18 +111,18 @@ class Run:
             self.status.write(self.directory)
 
     def write_checkpoint(self, path: Path, data: bytes | memoryview) -> None:
-        """Replace the checkpoint `path` by `data` atomically: after a kill, the old or the new file is complete.
+        """Write `data` to a temporary file, then rename it to `path`.
 
-        The old last.ckpt becomes previous.ckpt, unless it is damaged. After a kill between the two, only previous.ckpt
-        exists.
+        The old last.ckpt becomes previous.ckpt before that, unless it is damaged. A kill between the two renames leaves
+        only previous.ckpt.
 
         Raises:
-            OSError: the file could not be written; the old files are unchanged.
+            OSError: the file could not be written. An intact checkpoint remains if there was one.
             UserError: the directory was deleted.
         """
         self.check_ours()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, data):
+        with replacing(path, data):  # here the new file is complete and not yet renamed
             if path.name == LAST and path.exists() and LAST not in self.damaged:
                 os.replace(path, path.with_name(PREVIOUS))
                 self.damaged.discard(PREVIOUS)

@@ -67,7 +67,7 @@ class DDPM(SamplingModel):
         ema_decay: decay of the moving average per optimizer step; the decay is smaller in the first steps.
         label_dropout: probability that a training image has no label; None means 0.1. Samples without labels and
             classifier-free guidance need it.
-        seed: seed of all random numbers in training: timesteps, noise, dropout.
+        seed: seed of the timesteps, noise, label dropout and dropout in training. The data has its own seed.
         config: the resolved config as plain data. Each checkpoint contains it, and `load_model` rebuilds the model from
             it.
 
@@ -178,8 +178,8 @@ class DDPM(SamplingModel):
         """Return the timesteps [B] and the noise [B, C, H, W] of a training batch, and its condition, on its device.
 
         The random numbers depend only on the seed and the batches done. Each process draws them for the global batch
-        and takes its part, so they do not depend on the number of processes. Only dropout does: for it, this function
-        seeds torch's own generator, by the process too.
+        and takes its part, so they do not depend on the number of processes. Dropout is the exception: this
+        function seeds torch's default generator for it, differently in each process.
         """
         x0, _ = batch
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -202,7 +202,7 @@ class DDPM(SamplingModel):
 
     def _log_losses(self, t: Tensor, losses: Tensor) -> None:
         if self.may_read_device:
-            # On the CPU, because Lightning reads what is on the progress bar after each batch.
+            # On the CPU: otherwise the progress bar would make each batch wait for the device.
             self.log("train/loss", self.batch_loss.cpu(), prog_bar=True, logger=False)
         if self.logs_this_step:
             t, losses = (part.flatten() for part in self.all_gather((t, losses)))  # now of the global batch
@@ -221,7 +221,7 @@ class DDPM(SamplingModel):
         """Whether a number may be read from the device in this step.
 
         A CPU may read in each step. With a GPU, the CPU has to wait, and the GPU is idle until the next step is queued;
-        so only steps that are logged read.
+        so only logged steps read. (In 16-mixed, `_scaler_skipped_step` has to read in each step.)
         """
         return self.logs_this_step or self.device.type == "cpu"
 

@@ -48,7 +48,7 @@ def test_a_search_and_the_command_that_it_prints_for_the_best(ddpm_here, tmp_pat
     assert (trial.state, trial.value) == (TrialState.COMPLETE, Run.read(run).read_metrics()["val/bpd"])
     command = re.search(r"^  ddpm (train .*)$", search.stdout, re.MULTILINE)
     assert command is not None
-    assert "finished before" in ddpm_here(*command[1].split()).stdout
+    assert "already finished" in ddpm_here(*command[1].split()).stdout
 
 
 def test_a_dry_run_of_the_named_search_writes_nothing(ddpm_here, tmp_path):

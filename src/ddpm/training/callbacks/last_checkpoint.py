@@ -26,10 +26,11 @@ SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.
 class LastCheckpoint(Checkpoint):
     """Writes last.ckpt every `every_steps` optimizer steps or `every_minutes`, at the end, and after a signal.
 
-    After SIGHUP (the terminal closes), SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGUSR2, the run finishes its step, writes
-    the checkpoint and exits with code 75. Under nohup, SIGHUP is ignored. A second Ctrl-C stops the run immediately.
-    After SIGUSR1 or SIGUSR2, the run calls the previous handler of the signal before the exit; submitit's handler
-    requeues the job. If Slurm sends SIGTERM before a preemption, the run treats SIGTERM as SIGUSR2.
+    After SIGHUP (the terminal closes), SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGUSR2, the run finishes its step and
+    writes the checkpoint, and the first process exits with code 75. Under nohup, SIGHUP is ignored. A second Ctrl-C
+    stops the run immediately. After SIGUSR1 or SIGUSR2, the run calls the previous handler of the signal before the
+    exit; submitit's handler requeues the job. If Slurm sends SIGTERM before a preemption, the run treats SIGTERM as
+    SIGUSR2.
 
     If a validation is due after a step, the checkpoint is written after the validation, so that a resumed run does not
     skip the validation. Therefore this callback must come after the callbacks that act on validation (Lightning puts
