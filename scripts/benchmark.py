@@ -10,7 +10,7 @@
 
 Each command prints a table and writes outputs/benchmark/COMMAND.json. All cases are measured in turns, five times.
 The table shows the median and, in brackets, the smallest and the largest value. Other arguments are overrides of
-`ddpm train`, for example channels_last=true compile=true. The roofline is the speed of the convolutions, matmuls and
+`ddpm train`, for example optimizer=muon compile=true. The roofline is the speed of the convolutions, matmuls and
 attentions of the network alone, in the faster memory layout.
 """
 
