@@ -17,7 +17,7 @@ from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets
 from ddpm.config.checking import check_node
 from ddpm.data import CIFAR10, MNIST, ImageData, to_uint8
-from ddpm.devices import map_over_processes
+from ddpm.devices import map_over_processes, reuse_freed_memory
 from ddpm.diffusion import Autoguidance, Guidance, Sampler
 from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
@@ -158,6 +158,7 @@ def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:
 def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Return a Fabric, which provides the device and the precision for commands that do not train."""
     quieten_lightning()
+    reuse_freed_memory()
     try:
         return L.Fabric(**lightning_arguments(trainer), plugins=cluster_environment())
     except (MisconfigurationException, ValueError) as error:

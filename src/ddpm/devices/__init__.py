@@ -5,6 +5,7 @@ project can copy the folder as it is.
 """
 
 from . import sharding, xpu
+from .allocator import reuse_freed_memory
 from .precision import device_name
 from .processes import map_over_processes
 from .selection import count_devices, lightning_arguments
@@ -17,6 +18,7 @@ __all__ = [
     "device_name",
     "lightning_arguments",
     "map_over_processes",
+    "reuse_freed_memory",
     "shard",
     "to_device",
 ]

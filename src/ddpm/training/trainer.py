@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ddpm.config import build
 from ddpm.data import ImageData
-from ddpm.devices import device_name
+from ddpm.devices import device_name, reuse_freed_memory
 from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
 from ddpm.errors import UserError
 from ddpm.runs import Run
@@ -38,6 +38,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
         UserError: Lightning does not accept a setting.
     """
     quieten_lightning()
+    reuse_freed_memory()
     # With `trainer.deterministic`, torch would also fill new memory with NaN, which is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_tasks(cfg.trainer)
