@@ -84,7 +84,6 @@ class Sampler(ABC):
             eps: the predicted noise that corresponds to `x0s[0]`.
         """
 
-    @torch.no_grad()
     def iterate(
         self,
         network: Network,
@@ -110,12 +109,13 @@ class Sampler(ABC):
         x_t, x0s = x_T, list[Images]()
         finite = torch.tensor(True, device=x_T.device)
         for i, t in reversed(list(enumerate(timesteps.tolist()))[part]):
-            now = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
-            output = network(x_t, now)
-            finite &= output.isfinite().all()
-            x0, eps = diffusion.predict_x0_and_epsilon(output, x_t, now)
-            x0s = [x0, *x0s][: self.history]
-            x_prev = self.step(trajectory, i, x_t, x0s, eps)
+            with torch.no_grad():  # not around `yield`: it would act in the caller too
+                now = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
+                output = network(x_t, now)
+                finite &= output.isfinite().all()
+                x0, eps = diffusion.predict_x0_and_epsilon(output, x_t, now)
+                x0s = [x0, *x0s][: self.history]
+                x_prev = self.step(trajectory, i, x_t, x0s, eps)
             yield SamplerStep(t, x_t, x0, x_prev)
             x_t = x_prev
         if not finite:  # checked only once, because the check waits for the device
