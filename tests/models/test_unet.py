@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddpm.models import UNet
-from ddpm.models.unet import attend, scaled_norm
+from ddpm.models.unet import GroupNorm, attend, scaled_norm
 
 
 def perturbed(**settings) -> UNet:
@@ -37,13 +37,15 @@ def perturbed(**settings) -> UNet:
     ],
     ids=str,
 )
-def test_the_output_has_the_shape_and_dtype_of_the_image(settings, size):
+def test_the_output_has_the_shape_and_dtype_of_the_image_and_does_not_depend_on_gradients(settings, size):
     network = perturbed(**settings)
-    x = torch.randn(2, settings.get("image_channels", 1), *size)
-    output = network(x, torch.tensor([0, 999]))
+    x, t = torch.randn(2, settings.get("image_channels", 1), *size), torch.tensor([0, 999])
+    output = network(x, t)
     assert output.shape == x.shape
     assert output.dtype == x.dtype
     assert output.std() > 0
+    with torch.no_grad():  # the network computes in another memory layout
+        torch.testing.assert_close(network(x, t), output, rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_network_outputs_zero():
@@ -248,6 +250,17 @@ def test_full_resolution_is_that_of_the_patches():
 def test_an_image_of_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"channel\(s\), but these have 3; set image_channels=3"):
         UNet(channels=8)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("offset", "tolerance"), [(0, 1e-5), (1000, 1e-3)])
+def test_a_group_norm_in_channels_last_agrees_with_torchs(offset, tolerance):
+    norm = GroupNorm(3, 12)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    x = (torch.randn(4, 12, 6, 5) + offset).contiguous(memory_format=torch.channels_last)
+    expected = F.group_norm(x.double(), 3, norm.weight.double(), norm.bias.double(), norm.eps).float()
+    torch.testing.assert_close(norm(x), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
