@@ -23,10 +23,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("step", "sample", "input", "startup")
-FAST = ("compile=true", "channels_last=true", "optimizer.algorithm.fused=true")
+FAST = ("compile=true", "channels_last=true")
 SMALL = ("--rounds=2", "--seconds=0.01", "--batch=8", "--steps=2", "model=unet_tiny", "model.channels=8")
 OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "cuda": {"step": (), "step, fast": FAST, "sample": (), "sample, fast": FAST[:2], "input": (), "startup": ()},
+    "cuda": {"step": (), "step, fast": FAST, "sample": (), "sample, fast": FAST, "input": (), "startup": ()},
     "cpu": {**dict.fromkeys(COMMANDS, SMALL), "startup": ("--rounds=1",)},
 }
 """arguments of each benchmark; its name begins with the command"""

@@ -120,6 +120,8 @@ def train(device: str, folder, *overrides: str) -> L.Trainer:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*few, *overrides])
     cfg.paths.run = str(folder)
+    if device == "meta" and "fused" in cfg.optimizer.algorithm:  # meta has no fused kernels
+        cfg.optimizer.algorithm.fused = False
     ignore_expected_warnings()
     data = build(cfg.data).ready()
     data.augmentation = None if cfg.augmentation is None else build(cfg.augmentation)
