@@ -46,12 +46,14 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ddpm.config import build, conf_dir
-from ddpm.devices import device_name, lightning_arguments
+from ddpm.devices import device_name, lightning_arguments, reuse_freed_memory
+from ddpm.errors import UserError
 from ddpm.runs import Run
 from ddpm.runs.status import processor
 from ddpm.training import DDPM, build_model
 from ddpm.training.loggers import build_loggers
 from ddpm.training.trainer import build_trainer, connect, ignore_expected_warnings, speed_up
+from ddpm.training.trainer_options import check_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 MATMUL = {"cpu": 2048}  # side of the matrices in the large matmul; 8192 on other devices
@@ -173,6 +175,8 @@ def composed(args: argparse.Namespace, *more: str) -> tuple[DictConfig, torch.de
     overrides = ["data=mnist_mini", f"data.batch_size={args.batch}", f"trainer.accelerator={args.device}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*overrides, *more, *args.overrides])
+    check_trainer(cfg)
+    reuse_freed_memory()  # as every command does
     keys = ("accelerator", "precision")
     chosen = lightning_arguments(**{key: cfg.trainer[key] for key in keys})
     cfg.trainer.accelerator, cfg.trainer.precision = (chosen[key] for key in keys)
@@ -545,7 +549,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("the bare step has no loss scaling: use trainer.precision=bf16-mixed or 32-true")
 
     facts = about(args)
-    found = rows(COMMANDS[args.command](args))
+    try:
+        found = rows(COMMANDS[args.command](args))
+    except UserError as error:
+        parser.error(str(error))
     console = Console(width=max(120, Console().width))
     show(facts["command"], found, console)
     console.print(
