@@ -72,9 +72,11 @@ import ddpm.commands
 
 
 def check_imports():
-    heavy = {"torch", "lightning", "torchvision"} & sys.modules.keys()
-    if heavy:
-        print(f"{heavy} were imported", file=sys.stderr)
+    heavy = {"torch", "lightning", "torchvision"}
+    if {"--help", "--cfg"} & set(sys.argv):
+        heavy.add("pydantic")
+    if heavy & sys.modules.keys():
+        print(f"some of {heavy} were imported", file=sys.stderr)
 
 
 ddpm.commands.COMMANDS["toy"] = "a command for tests"

@@ -82,7 +82,7 @@ def test_every_command_has_help():
         assert "$CONFIG" in shown.template
 
 
-def test_the_config_of_training_needs_no_torch(run):
+def test_the_config_of_training_needs_neither_torch_nor_pydantic(run):
     answer = run("ddpm", "train", "--cfg", "job")
     assert (answer.returncode, answer.stderr) == (0, "")
 

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, ClassVar, Literal, Self
 
 from ddpm.runs.files import read_json, replace_file
 from ddpm.secrets import mask_override, mask_values
@@ -62,7 +60,7 @@ def _plain(value: Any) -> Any:
 class Status:
     """The contents of status.json."""
 
-    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+    __pydantic_config__: ClassVar = {"strict": True, "allow_inf_nan": False, "extra": "ignore"}
 
     state: State = "running"
     step: int = 0
@@ -80,6 +78,8 @@ class Status:
     @classmethod
     def read(cls, run: Path) -> Self | None:
         """Return the status of the run in the directory `run`, None if status.json is absent or unreadable."""
+        from pydantic import TypeAdapter, ValidationError  # imported late: help and completion do not need it
+
         saved = read_json(run / "status.json")
         try:
             return TypeAdapter(cls).validate_json(json.dumps(saved)) if saved else None
