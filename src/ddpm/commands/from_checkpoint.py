@@ -17,14 +17,14 @@ from ddpm.commands import display
 from ddpm.config import build, check_targets, config_folders, override, trusted_targets
 from ddpm.config.checking import check_node
 from ddpm.data import CIFAR10, MNIST, ImageData, to_uint8
-from ddpm.devices import map_over_processes, reuse_freed_memory
+from ddpm.devices import map_over_processes
 from ddpm.diffusion import Autoguidance, Guidance, Sampler
 from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_directory, run_of
 from ddpm.runs.checkpoints import load_checkpoint
 from ddpm.training.building import load_model
-from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, quieten_lightning
+from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, prepare_process
 from ddpm.training.module import DDPM
 from ddpm.training.power_averages import Average, reconstruct
 
@@ -157,8 +157,7 @@ def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:
 
 def build_fabric(trainer: DictConfig) -> L.Fabric:
     """Return a Fabric, which provides the device and the precision for commands that do not train."""
-    quieten_lightning()
-    reuse_freed_memory()
+    prepare_process()
     try:
         return L.Fabric(**lightning_arguments(trainer), plugins=cluster_environment())
     except (MisconfigurationException, ValueError) as error:

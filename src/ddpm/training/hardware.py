@@ -91,8 +91,9 @@ def runs_elsewhere() -> bool:
     return not slurm.is_task() and HydraConfig.initialized() and "slurm" in HydraConfig.get().launcher["_target_"]
 
 
-def quieten_lightning() -> None:
-    """Hide Lightning's tips, device lists and greetings of ranks: our commands print what they use."""
+def prepare_process() -> None:
+    """Let tensors reuse freed memory, and hide Lightning's tips and device lists: our commands print what they use."""
+    devices.reuse_freed_memory()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "The `srun` command is available")  # users also train on a login node

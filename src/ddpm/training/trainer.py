@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ddpm.config import build
 from ddpm.data import ImageData
-from ddpm.devices import device_name, reuse_freed_memory
+from ddpm.devices import device_name
 from ddpm.devices.failures import is_lost_process, is_out_of_memory, total_memory
 from ddpm.errors import UserError
 from ddpm.runs import Run
@@ -25,7 +25,7 @@ from ddpm.training.hardware import (
     cluster_environment,
     lightning_arguments,
     number_of_processes,
-    quieten_lightning,
+    prepare_process,
 )
 from ddpm.training.module import DDPM
 from ddpm.training.trainer_options import in_batches
@@ -37,8 +37,7 @@ def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback], data: ImageD
     Raises:
         UserError: Lightning does not accept a setting.
     """
-    quieten_lightning()
-    reuse_freed_memory()
+    prepare_process()
     # With `trainer.deterministic`, torch would also fill new memory with NaN, which is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     check_tasks(cfg.trainer)
