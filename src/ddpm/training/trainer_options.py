@@ -86,7 +86,7 @@ def check_trainer(cfg: DictConfig) -> None:
     if cfg.optimizer.algorithm.get("fused") and trainer.precision == "16-mixed":
         raise UserError(
             "optimizer.algorithm.fused=true cannot be used with trainer.precision=16-mixed: the fused optimizer would "
-            "unscale the gradients after the clipping. Use fused=false or precision=bf16-mixed."
+            "unscale the gradients after the clipping. Set optimizer.algorithm.fused=false, or precision=bf16-mixed."
         )
     is_risky = cfg.compile and cfg.channels_last
     if is_risky and not runs_elsewhere() and lightning_arguments(trainer)["accelerator"] == "cpu":
