@@ -75,8 +75,8 @@ def check_imports():
     heavy = {"torch", "lightning", "torchvision"}
     if {"--help", "--cfg"} & set(sys.argv):
         heavy.add("pydantic")
-    if heavy & sys.modules.keys():
-        print(f"some of {heavy} were imported", file=sys.stderr)
+    if found := heavy & sys.modules.keys():
+        print(f"{found} were imported", file=sys.stderr)
 
 
 ddpm.commands.COMMANDS["toy"] = "a command for tests"

@@ -40,8 +40,7 @@ def test_all_at_once_with_a_compiled_network(ddpm_cli, ddpm_here, tmp_path, devi
         "trainer.val_check_interval=4", "callbacks.pictures=null", f"trainer.accelerator={device}",
     ]  # fmt: skip
     fast = [
-        "compile=true", f"channels_last={device != 'cpu'}", "data.on_device=true",
-        "trainer.deterministic=true",
+        "compile=true", f"channels_last={device != 'cpu'}", "data.on_device=true", "trainer.deterministic=true",
     ]  # fmt: skip
     found = []
     for options in ([], fast):
