@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ddpm.seeding import ImageNoise, Stream, generator, seed_at
+from ddpm.seeding import ImageNoise, Stream, evenly_spread, generator, seed_at
 
 
 def draw(*key):
@@ -71,3 +71,11 @@ def test_noise_leaves_the_global_generator_alone():
     ImageNoise(Stream.SAMPLING, 0, indices=range(3))(torch.empty(3, 1, 2, 2))
     generator(1, 2)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("number", [5, 13, 144])
+def test_evenly_spread_leaves_two_gaps_in_the_golden_ratio(number):
+    """This holds for every Fibonacci number of points."""
+    points = evenly_spread(torch.arange(number), shift=0.3).sort().values
+    gaps = torch.cat([points, points[:1] + 1]).diff()
+    assert gaps.max() / gaps.min() == pytest.approx((1 + 5**0.5) / 2)

@@ -7,7 +7,14 @@ import ddpm
 from ddpm.diffusion import Autoguidance, ClassifierFree
 from ddpm.training.distillation import Distillation
 
-TINY = ["data=mnist_mini", "model=unet_tiny", "model.channels=8", "schedule.num_steps=30", "sampler.steps=3", "trainer=cpu"]
+TINY = [
+    "data=mnist_mini",
+    "model=unet_tiny",
+    "model.channels=8",
+    "schedule.num_steps=30",
+    "sampler.steps=3",
+    "trainer=cpu",
+]
 
 
 @pytest.fixture
@@ -38,7 +45,9 @@ def test_the_loss_is_the_squared_distance_to_the_guided_teacher(conditional_run,
         for weight in student.parameters():
             weight += 0.01
 
-    loss = Distillation(str(conditional_run / "last"), **settings)(student, teacher.diffusion, x0, t, eps, labels=labels)
+    loss = Distillation(str(conditional_run / "last"), **settings)(
+        student, teacher.diffusion, x0, t, eps, labels=labels
+    )
 
     x_t = teacher.diffusion.q_sample(x0, t, eps)
     with torch.no_grad():
@@ -60,8 +69,8 @@ def test_a_student_that_starts_as_its_teacher_has_no_loss_and_needs_no_teacher_t
     student = ddpm.load(run)
     assert "teacher" not in str(list(student.state_dict()))
     assert student.sample(2, steps=2, seed=0).isfinite().all()
+    x0 = torch.zeros(1, 1, 28, 28)
     with pytest.raises(ddpm.errors.UserError, match="there is no checkpoint"):
-        x0 = torch.zeros(1, 1, 28, 28)
         student.objective(student.ema, student.diffusion, x0, torch.zeros(1, dtype=torch.int64), x0)
 
 

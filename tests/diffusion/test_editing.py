@@ -177,7 +177,7 @@ def test_jump_and_repeats_below_1_are_refused(jump: int, repeats: int) -> None:
         editing.inpaint(network, diffusion, DDIM(5), x0, missing, seeded_randn_like(0), jump, repeats)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7)])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (28, 20)])
 def test_regions_split_the_image_evenly(height: int, width: int) -> None:
     parts = {name: editing.region(name, height, width) for name in editing.REGIONS}
     assert torch.equal(parts["left"], parts["right"].flip(1))
@@ -190,7 +190,7 @@ def test_regions_split_the_image_evenly(height: int, width: int) -> None:
     assert torch.equal(center, center.flip(0))
     assert torch.equal(center, center.flip(1))
     assert center[height // 2, width // 2]
-    assert [int(center.any(dim=dim).sum()) for dim in (1, 0)] == {8: [4, 4], 5: [3, 3]}[height]
+    assert [int(center.any(dim=dim).sum()) for dim in (1, 0)] == {8: [4, 4], 5: [3, 3], 28: [14, 10]}[height]
 
 
 def test_an_unknown_region_is_refused() -> None:

@@ -77,6 +77,17 @@ def test_both_halves_are_one_batch_and_scale_1_is_the_network_itself():
     torch.testing.assert_close(unlabelled, network(x_t, t, torch.full_like(labels, NUM_CLASSES)).float())
 
 
+def test_outputs_in_bfloat16_are_combined_in_float32():
+    def network(x_t, t, labels):
+        return (1 + labels.view(-1, 1, 1, 1) / 128).expand_as(x_t).bfloat16()
+
+    guided = ClassifierFree(2.5)(network, NUM_CLASSES)(
+        torch.zeros(1, 1, 1, 2), torch.tensor([3]), labels=torch.tensor([1])
+    )
+    expected = 1 + NUM_CLASSES / 128 + 2.5 * (1 - NUM_CLASSES) / 128
+    torch.testing.assert_close(guided, torch.full((1, 1, 1, 2), expected), rtol=1e-6, atol=0)
+
+
 def test_outside_the_interval_the_network_works_alone():
     calls: list = []
     network = mixture_network("epsilon", calls)

@@ -102,6 +102,7 @@ def test_gradients_are_clipped_and_their_norm_before_is_logged(accumulate):
     fit(model, 4, seen, logger=log, log_every_n_steps=1, gradient_clip_val=0.01, accumulate_grad_batches=accumulate)
     assert min(seen.norms) > 0.02
     assert list(log.of("train/grad_norm").values()) == pytest.approx(seen.norms, rel=1e-4)
+    assert sum("train/loss" in metrics for _, metrics in log.rows) == 4  # once a step, not once a batch
     assert seen.clipped == pytest.approx([0.01] * 4, rel=1e-4)
 
 
