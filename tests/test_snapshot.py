@@ -37,7 +37,8 @@ TINY = [
     "optimizer.decay_steps=40",
     "ema.decay=0.9",
 ]
-SAMPLERS = ("ancestral", "ddim", "dpm_solver", "sde_dpm_solver")
+SAMPLERS = {"ancestral": "uniform", "ddim": "uniform", "dpm_solver": "trailing", "sde_dpm_solver": "trailing"}
+"""with the spacing of the recorded images"""
 
 
 class Losses(L.Callback):
@@ -81,8 +82,9 @@ def numbers() -> dict[str, Tensor]:
     for objective in ("vlb", "min_snr"):
         found[f"losses_{objective}"] = train(5, f"objective={objective}", "objective/timesteps=low_discrepancy")[1]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        samplers = {name: build(compose("sample", [f"sampler={name}", "sampler.steps=8"]).sampler) for name in SAMPLERS}
-    for name, sampler in samplers.items():
+        choices = ([f"sampler={name}", f"sampler.spacing={spacing}"] for name, spacing in SAMPLERS.items())
+        samplers = [build(compose("sample", [*choice, "sampler.steps=8"]).sampler) for choice in choices]
+    for name, sampler in zip(SAMPLERS, samplers, strict=True):
         found[f"sample_{name}"] = model.sample(1, sampler, seed=3)
     data = build({"_target_": "ddpm.data.MNISTMini"})
     data.setup()

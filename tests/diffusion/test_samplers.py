@@ -14,7 +14,7 @@ from ddpm.diffusion import schedules
 from ddpm.diffusion.process import GaussianDiffusion
 from ddpm.diffusion.samplers import DDIM, Ancestral, DPMSolverPP, Sampler, SDEDPMSolverPP, Spacing
 
-SPACINGS: tuple[Spacing, ...] = ("uniform", "trailing", "quadratic", "log_snr")
+SPACINGS: tuple[Spacing, ...] = ("uniform", "trailing", "quadratic", "log_snr", "karras")
 
 
 def ideal_steps(spacing: str, num_steps: int, steps: int) -> list[float]:
@@ -52,7 +52,7 @@ def test_the_network_is_called_at_the_original_timesteps_from_last_to_first(make
     assert len(called) == 8
     assert called[0] == 199
     assert called == sorted(set(called), reverse=True)
-    if spacing != "log_snr":
+    if spacing not in ("log_snr", "karras"):
         for t, ideal in zip(reversed(called), ideal_steps(spacing, 200, 8), strict=True):
             assert abs(t - ideal) <= 0.5 + 1e-9
 
@@ -71,8 +71,38 @@ def test_log_snr_steps_are_even_in_log_snr(make_betas: Schedule) -> None:
         assert log_snr[t + 1] <= wanted <= log_snr[t - 1]
 
 
+@pytest.mark.parametrize(
+    "betas", [schedules.sigmoid(1000, start=0.0), schedules.log_snr_linear(1000)], ids=["20", "12"]
+)
+def test_karras_steps_are_even_in_the_seventh_root_of_sigma(betas: Tensor) -> None:
+    """From σ = 20, or from T-1 if its σ is smaller, to the lowest timestep of `trailing`."""
+    timesteps = DDIM(20, spacing="karras").timesteps(GaussianDiffusion(betas, prediction="v")).tolist()
+    ab = torch.cumprod(1 - betas, 0)
+    sigma = ((1 - ab) / ab).sqrt()
+    assert timesteps[0] == 49
+    assert timesteps[-1] == 999
+    ramp = timesteps if sigma[999] < 20 else timesteps[:-1]
+    highest = min(20.0, sigma[999].item())
+    for i, t in enumerate(ramp):
+        part = i / (len(ramp) - 1)
+        wanted = ((1 - part) * sigma[49].item() ** (1 / 7) + part * highest ** (1 / 7)) ** 7
+        assert sigma[max(t - 1, 0)] < wanted * (1 + 1e-9)  # between the neighbours of the selected timestep
+        assert sigma[min(t + 1, 999)] > wanted * (1 - 1e-9)
+
+
+@given(num_steps=st.integers(21, 300), share=st.floats(0, 1), schedule=st.sampled_from(["linear", "cosine", "sigmoid"]))
+def test_karras_gives_distinct_steps_for_every_number_of_steps(num_steps: int, share: float, schedule: str) -> None:
+    steps = 1 + int(share * (num_steps - 1))
+    diffusion = GaussianDiffusion(getattr(schedules, schedule)(num_steps), prediction="v")
+    timesteps = DDIM(steps, spacing="karras").timesteps(diffusion)
+    assert len(timesteps) == steps
+    assert timesteps[0] >= 0
+    assert timesteps[-1] == num_steps - 1
+    assert (timesteps.diff() > 0).all()
+
+
 @pytest.mark.parametrize("make", [DDIM, Ancestral])
-@pytest.mark.parametrize("spacing", ["uniform", "trailing"])
+@pytest.mark.parametrize("spacing", ["uniform", "trailing", "karras"])
 def test_t_steps_are_all_timesteps(make: Any, spacing: Spacing) -> None:
     diffusion = GaussianDiffusion(schedules.linear(73))
     assert make(steps=73, spacing=spacing).timesteps(diffusion).tolist() == list(range(73))

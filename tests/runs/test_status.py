@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm.runs.status import Status, git_state, provenance, write_json, write_provenance
+from ddpm.runs.status import MAX_ERROR, Status, git_state, provenance, write_json, write_provenance
 
 
 def test_write_json_replaces_the_file(tmp_path):
@@ -43,6 +43,15 @@ def test_status_can_be_read_back(tmp_path):
     again = Status.read(tmp_path)
     assert again is not None
     assert (again.state, again.error, again.pid) == ("failed", "out of memory", os.getpid())
+
+
+def test_a_long_error_keeps_its_start_and_its_end(tmp_path):
+    status = Status(error="a" * MAX_ERROR + "b" * MAX_ERROR)
+    status.write(tmp_path)
+    assert status.error is not None
+    start, left_out, end = status.error.split("\n")
+    assert (start, end) == ("a" * (MAX_ERROR // 2), "b" * (MAX_ERROR // 2))
+    assert f"{MAX_ERROR} characters left out" in left_out
 
 
 def test_provenance_is_json_with_versions():

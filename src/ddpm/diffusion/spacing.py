@@ -12,8 +12,8 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 RHO = 7
 """exponent of "karras", from Karras et al. 2022"""
 SIGMA_MAX = 20.0
-"""of "karras": the ratio √(1-ᾱ)/√ᾱ of noise to signal after the step from T-1. The first step takes the same x_0 for all
-images, so much of its result must be noise: the strongest component of MNIST has a standard deviation of 4.5."""
+"""of "karras": σ = √(1-ᾱ)/√ᾱ after the step from T-1, which takes the same x_0 for all images. At a lower σ, components
+of the images with a large standard deviation (4.5 for the strongest of MNIST) would stay too weak."""
 
 
 def spaced_timesteps(
