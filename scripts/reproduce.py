@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
 
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -33,11 +34,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm.config import conf_dir, override
+from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.launch.sweeps import grid
 from ddpm.runs import (
     Run,
     Status,
+    find_checkpoint,
     overrides_with_effect,
     results_directory,
     run_directory,
@@ -45,6 +48,7 @@ from ddpm.runs import (
     write_json,
 )
 from ddpm.runs.files import read_json
+from ddpm.runs.status import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "outputs" / "results"
@@ -59,7 +63,10 @@ NUMBERS = (
     "seconds_per_1000_images",
 )
 """keys of an evaluation's metrics.json whose numbers are kept, with their errors"""
-SETTINGS = ("step", "quality/n", "sampler", "network_evaluations", "images", "timesteps_per_image", "variance")
+SETTINGS = (
+    *("step", "quality/n", "sampler", "spacing", "network_evaluations"),
+    *("images", "timesteps_per_image", "variance"),
+)
 """keys of metrics.json that must be equal in results that are compared"""
 COMPARED = ("quality/fd_test", "bpd/total", "quality/as_asked")
 """keys that must agree within two standard errors; few, because one comparison of twenty fails by chance"""
@@ -86,6 +93,8 @@ class Row:
     """overrides of `ddpm train`"""
     script: list[str] | None = None
     """a program that trains, and its options"""
+    package: list[str] | None = None
+    """`ckpt=` with models of the package, which are trained already"""
 
 
 def read_rows() -> dict[str, Row]:
@@ -100,6 +109,7 @@ def read_rows() -> dict[str, Row]:
             [shlex.split(text) for text in row["evaluate"]],
             words(row.get("train")),
             words(row.get("script")),
+            words(row.get("package")),
         )
         for name, row in rows.items()
     }
@@ -135,10 +145,12 @@ def config_tree() -> AbstractContextManager[Any]:
 class Trained:
     """What a line's evaluations start from."""
 
-    directory: Path
     source: str
     """the override of `ddpm evaluate`"""
-    command: str
+    checkpoint: Path | None
+    """None for samples of another library"""
+    command: str | None
+    """the command that trained it; None for a model of the package"""
     numbers: dict[str, float]
     provenance: dict[str, Any]
 
@@ -164,7 +176,15 @@ def train(job: Sequence[str], outputs: Path, run: Command) -> Trained:
     done = Run.read(directory)
     numbers = {"seconds": done.status.seconds, "images_per_second": done.read_metrics().get("images/s")}
     made = read_json(directory / "provenance.json")
-    return Trained(directory, override("ckpt", directory / "last"), shlex.join(command), numbers, made)
+    last = directory / "last"
+    return Trained(override("ckpt", last), find_checkpoint(str(last)), shlex.join(command), numbers, made)
+
+
+def take(job: Sequence[str]) -> Trained:
+    """Take a model of the package."""
+    (source,) = job
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return Trained(source, find_checkpoint(source.removeprefix("ckpt=")), None, {}, provenance(device_name(device)))
 
 
 def train_elsewhere(program: str, job: Sequence[str], outputs: Path, run: Command) -> Trained:
@@ -174,7 +194,7 @@ def train_elsewhere(program: str, job: Sequence[str], outputs: Path, run: Comman
     if not (directory / "metrics.json").exists():
         start(command, outputs, run, [f"to={directory}"])
     numbers, made = (read_json(directory / name) for name in ("metrics.json", "provenance.json"))
-    return Trained(directory, override("samples", directory / "samples.npz"), shlex.join(command), numbers, made)
+    return Trained(override("samples", directory / "samples.npz"), None, shlex.join(command), numbers, made)
 
 
 def evaluate(trained: Trained, job: Sequence[str], outputs: Path, run: Command) -> tuple[str, dict[str, Any]]:
@@ -184,11 +204,10 @@ def evaluate(trained: Trained, job: Sequence[str], outputs: Path, run: Command) 
     with config_tree():
         not_identity = list(compose("evaluate").not_identity)
         effective = overrides_with_effect("evaluate", overrides)
-    if trained.source.startswith("samples="):
+    if trained.checkpoint is None:
         directory = run_directory("evaluate", outputs, effective, not_identity=not_identity)
     else:
-        checkpoint = trained.directory / "checkpoints" / "last.ckpt"
-        directory = results_directory("evaluate", checkpoint, outputs, effective, not_identity)
+        directory = results_directory("evaluate", trained.checkpoint, outputs, effective, not_identity)
     command = shlex.join(["ddpm", "evaluate", *overrides]).replace(f"{outputs.parent}/", "")
     return command, read_json(directory / "metrics.json")
 
@@ -213,20 +232,21 @@ def run_process(command: Sequence[str]) -> int:
 
 def measure(row: Row, more: Sequence[str], outputs: Path, run: Command = run_process) -> dict[str, Any]:
     """Train and evaluate all lines of a row, and return its results."""
-    program, options = (None, row.train) if row.script is None else (row.script[0], row.script[1:])
-    assert options is not None
-    trainings = jobs([*options, *more])
+    trainings = jobs([*(row.train or row.package or (row.script or [])[1:]), *more])
     lines: dict[str, dict[str, list[Any]]] = {}
     for training in trainings:
-        trained = train(training, outputs, run) if program is None else train_elsewhere(program, training, outputs, run)
+        if row.script is not None:
+            trained = train_elsewhere(row.script[0], training, outputs, run)
+        else:
+            trained = take(training) if row.package else train(training, outputs, run)
         for overrides in row.evaluate:
             evaluations = jobs(overrides)
             for evaluation in evaluations:
                 command, metrics = evaluate(trained, evaluation, outputs, run)
                 name = " ".join(filter(None, (varied(trainings, training), varied(evaluations, evaluation))))
                 line = lines.setdefault(name, {"commands": [], "metrics": [], "provenance": []})
-                if trained.command not in line["commands"]:
-                    line["commands"].append(trained.command)
+                if not line["commands"] or trained.command not in line["commands"]:
+                    line["commands"] += [trained.command] if trained.command else []
                     line["metrics"].append(trained.numbers)
                     line["provenance"].append(trained.provenance)
                 line["commands"].append(command)
@@ -339,6 +359,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
     "minutes": lambda s, n: plus_minus(n.get("seconds"), 1 / 60),
     "images/s": lambda s, n: plus_minus(n.get("images_per_second")),
     "n": lambda s, n: f"{s['quality/n']:,}" if "quality/n" in s else "",
+    "spacing": lambda s, n: s.get("spacing", ""),
     "network evaluations": lambda s, n: str(s.get("network_evaluations", "")),
     "s / 1,000 images": lambda s, n: plus_minus(n.get("seconds_per_1000_images")),
     "Fréchet distance": lambda s, n: plus_minus(n.get("quality/fd_test")),
@@ -467,7 +488,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.row is None:
         for name, row in rows.items():
             state = "has results" if (RESULTS / f"{name}.json").exists() else "no results yet"
-            print(f"{name:18} {state:15} {shlex.join(row.train or row.script or [])}")
+            print(f"{name:18} {state:15} {shlex.join(row.train or row.script or row.package or [])}")
     else:
         to = args.to or RESULTS / f"{args.row}.json"
         try:
