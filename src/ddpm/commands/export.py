@@ -100,4 +100,7 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["data"] = data | {"root": "data" if of_user else Path(data["root"]).name}
         if kept["data"].get("cache") is not None:
             kept["data"] |= {"cache": "data/image_folder"}
+    if isinstance(objective := kept.get("objective"), dict) and isinstance(loss := objective.get("loss"), dict):
+        names = {key: Path(loss[key]).name for key in ("teacher", "weak") if isinstance(loss.get(key), str)}
+        kept["objective"] = objective | {"loss": loss | names}  # of a distillation
     return kept | {"paths": {"data": "data"}}

@@ -23,7 +23,7 @@ from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_directory, run_of
 from ddpm.runs.checkpoints import load_checkpoint
-from ddpm.training.building import load_model
+from ddpm.training.building import load_model, load_named
 from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, prepare_process
 from ddpm.training.module import DDPM
 from ddpm.training.power_averages import Average, reconstruct
@@ -140,7 +140,7 @@ def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None)
     Raises:
         UserError: the checkpoint does not exist or cannot be read or trusted.
     """
-    return Autoguidance(load_model(find_checkpoint(ckpt), trusted=trusted_targets(config_folders())), scale, interval)
+    return Autoguidance(load_named(ckpt), scale, interval)
 
 
 def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:

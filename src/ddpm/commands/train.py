@@ -132,7 +132,8 @@ def prepare(cfg: DictConfig) -> Job:
         raise UserError("init_from_partial=true has an effect only with init_from=CKPT.")
     if cfg.init_from is not None and is_new:
         left_out = start_from(model, find_checkpoint(cfg.init_from), cfg.init_from_partial)
-    check_objective(model)
+    if is_new:  # a finished run may have lost its teacher
+        model.objective.check(model)
     check_optimizer(model)
     data: ImageData = build(cfg.data, ImageData)
     data.augmentation = None if cfg.augmentation is None else build(cfg.augmentation, Augmentation)
@@ -200,16 +201,6 @@ def check_augmentation(data: ImageData) -> None:
             augmentation.apply(image, augmentation.draw(1, torch.Generator()))
         except Exception as error:  # an augmentation of the user's own may raise any error
             raise UserError(f"augmentation: {error}") from error
-
-
-def check_objective(model: DDPM) -> None:
-    """Raise a UserError if the objective refuses an image of the model's shape, for example because of its teacher."""
-    image, zero = torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64)
-    try:
-        with torch.no_grad():
-            model.objective(model.ema, model.diffusion, image, zero, image, **model.condition((image, zero)))
-    except ValueError as error:
-        raise UserError(f"objective: {error}") from error
 
 
 def check_optimizer(model: DDPM) -> None:

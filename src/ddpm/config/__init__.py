@@ -68,7 +68,7 @@ def option_name(target: str) -> str:
 
     It is the name of the only YAML of a group that has this `_target_` at its top, else the target's last part.
     """
-    folders = config_folders() if HydraConfig.initialized() else [conf_dir()]
+    folders = config_folders()
     names = _option_names(tuple(folders)).get(target, set())
     return next(iter(names)) if len(names) == 1 else target.rpartition(".")[2]
 
@@ -122,7 +122,9 @@ def override(key: str, value: object) -> str:
 
 
 def config_folders() -> list[Path]:
-    """The folders that the current command's config was composed from: the project's, and those of --config-dir."""
+    """The folders of the command's config: the project's and those of --config-dir; outside commands, the project's."""
+    if not HydraConfig.initialized():
+        return [conf_dir()]
     return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
 
 

@@ -36,6 +36,13 @@ class Objective(ABC):
             condition: further arguments of the network, such as labels.
         """
 
+    def check(self, model: Any) -> None:  # noqa: B027
+        """Check before training that the objective fits the model, a `DDPM`. Does nothing by default.
+
+        Raises:
+            UserError: the objective does not fit it.
+        """
+
 
 class WeightedMSE(Objective):
     """The mean over C, H, W of w_t · (output - target)² for each image; the target is `diffusion.target`."""

@@ -62,8 +62,8 @@ class Sampler(ABC):
         steps: the number S of steps, each with one call of the (possibly guided) network.
         spacing: how to select S of the T timesteps. "uniform": round(linspace(0, T-1, S)); "trailing":
             round((i+1)·T/S) - 1; "quadratic": round(linspace(0, √(T-1), S)²), denser near the image; "log_snr": evenly
-            spaced in log ᾱ/(1-ᾱ); "karras": T-1, then evenly spaced in σ^(1/7), where σ = √(1-ᾱ)/√ᾱ, from 20 to the
-            lowest timestep of "trailing". Every spacing includes T-1.
+            spaced in log ᾱ/(1-ᾱ); "karras": T-1, then evenly spaced in σ^(1/7), σ = √(1-ᾱ)/√ᾱ, from σ = 20 to the
+            lowest timestep of "trailing" (more in `spacing.py`). Every spacing includes T-1.
     """
 
     history = 1

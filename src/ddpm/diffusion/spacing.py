@@ -12,8 +12,9 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 RHO = 7
 """exponent of "karras", from Karras et al. 2022"""
 SIGMA_MAX = 20.0
-"""of "karras": σ = √(1-ᾱ)/√ᾱ after the step from T-1, which takes the same x_0 for all images. At a lower σ, components
-of the images with a large standard deviation (4.5 for the strongest of MNIST) would stay too weak."""
+"""of "karras": the first step goes from T-1 to a σ = √(1-ᾱ)/√ᾱ of at least this. At T-1 the network predicts nearly
+the same x_0 for every image. If the step went further, strong components of the images would lose variance; the
+strongest of MNIST has a standard deviation of 4.5."""
 
 
 def spaced_timesteps(
@@ -57,18 +58,20 @@ def spaced_timesteps(
 
 
 def _karras(alpha_bars: Float64[Tensor, " T"], steps: int) -> Int64[Tensor, " S"]:
-    """Return timesteps evenly spaced in σ^(1/ρ), σ = √(1-ᾱ)/√ᾱ (Karras et al. 2022, equation 5), and T-1.
+    """Return timesteps that are evenly spaced in σ^(1/ρ) (Karras et al. 2022, equation 5), T-1 included; int64 [S].
 
-    The lowest is that of "trailing". The nearest timesteps are taken, or their neighbours if one is nearest twice.
+    The lowest is that of "trailing". The highest below T-1 has at least the σ of "trailing" and `SIGMA_MAX`, if there
+    is such a timestep; otherwise T-1 is the highest of the evenly spaced ones. If a timestep is the nearest of two, the
+    next free timestep is taken.
     """
-    num_steps = len(alpha_bars)
+    last = len(alpha_bars) - 1
     log_sigma = (torch.log1p(-alpha_bars) - torch.log(alpha_bars)) / 2  # infinite where ᾱ = 0
-    lowest = log_sigma[round(num_steps / steps) - 1]
-    highest, number = log_sigma[-1], steps
-    if highest > math.log(SIGMA_MAX):  # then T-1 is a step of its own
-        highest, number = torch.tensor(math.log(SIGMA_MAX)), steps - 1
-    roots = torch.linspace(lowest.div(RHO).exp().item(), highest.div(RHO).exp().item(), number, dtype=torch.float64)
+    lowest, second = (log_sigma[round(k * (last + 1) / steps) - 1].item() for k in (1, steps - 1))
+    highest, number = max(second, math.log(SIGMA_MAX)), steps - 1
+    if log_sigma[-1] <= highest:
+        highest, number = log_sigma[-1].item(), steps
+    roots = torch.linspace(math.exp(lowest / RHO), math.exp(highest / RHO), number, dtype=torch.float64)
     nearest = (log_sigma[None] - RHO * roots.log()[:, None]).abs().argmin(dim=1)
-    timesteps = torch.cat([nearest, torch.full((steps - number,), num_steps - 1)])
+    timesteps = torch.cat([nearest, torch.full((steps - number,), last)])
     position = torch.arange(steps)
-    return (timesteps - position).cummax(dim=0).values.clamp(max=num_steps - steps) + position  # now distinct
+    return (timesteps - position).cummax(dim=0).values.clamp(max=last + 1 - steps) + position

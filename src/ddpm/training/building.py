@@ -12,12 +12,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from ddpm.config import build, check_plain, check_targets, conf_dir, leaves, trusted_targets
+from ddpm.config import build, check_plain, check_targets, conf_dir, config_folders, leaves, trusted_targets
 from ddpm.config.checking import check_node
 from ddpm.devices.failures import total_memory
 from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import UserError
-from ddpm.runs.checkpoints import config_of, load_checkpoint
+from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
 from ddpm.seeding import Stream, seed_at
 from ddpm.training.module import DDPM
 from ddpm.training.weights import fits, load_weights, misfit, shortened
@@ -121,7 +121,7 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
         try:
             return build_trusted(node, kind)
         except UserError as error:
-            return _raises(str(error))
+            return _Postponed(error)
 
     try:
         check_plain({name: node for name, node in config.items() if name in PARTS}, "the checkpoint's config")
@@ -138,6 +138,15 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
         ) from error
     load_weights(model, path, checkpoint)
     return model.to(map_location).eval()
+
+
+def load_named(ckpt: str) -> DDPM:
+    """Return the model that `ckpt=` names, on the CPU. The config folders of the command name the trusted targets.
+
+    Raises:
+        UserError: see `find_checkpoint` and `load_model`.
+    """
+    return load_model(find_checkpoint(ckpt), trusted=trusted_targets(config_folders()))
 
 
 PARTS = ("module", "model", "diffusion", "objective", "optimizer", "ema", "seed", "data")
@@ -204,13 +213,16 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     return model
 
 
-def _raises(reason: str) -> Callable[..., NoReturn]:
-    """Return a function that raises a UserError."""
+class _Postponed:
+    """Stands for a part that could not be built: raises the UserError when the part is used."""
 
-    def function(*args: Any, **kwargs: Any) -> NoReturn:
-        raise UserError(reason)
+    def __init__(self, error: UserError):
+        self.error = error
 
-    return function
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self.error
+
+    check = __call__  # of an objective
 
 
 def _image_shape(channels: int, size: int | list[int]) -> tuple[int, int, int]:

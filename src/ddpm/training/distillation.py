@@ -5,17 +5,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpm.config import conf_dir, config_folders, trusted_targets
 from ddpm.diffusion import Autoguidance, ClassifierFree, GaussianDiffusion, Guidance, Objective
 from ddpm.diffusion.parameterization import Images
 from ddpm.diffusion.process import Network, Timesteps
 from ddpm.errors import UserError
-from ddpm.runs import find_checkpoint
-from ddpm.training.building import load_model
+from ddpm.training.building import load_named
 from ddpm.training.module import DDPM
 
 
@@ -25,18 +22,18 @@ class Distillation(Objective):
     Guidance needs two network evaluations at each timestep; the distilled network needs one (Meng et al. 2023, stage
     one, for one scale). With scale=1, it learns the output of the teacher alone.
 
-    The teacher is loaded at the first call, so that a distilled model also works where its teacher is missing. Its
+    The models are loaded when they are first used, so a distilled model also works where its teacher is missing. Their
     weights are neither trained nor saved.
 
     Args:
-        teacher: what `ckpt=` takes. Its schedule and its type of prediction are those of the trained model.
+        teacher: what `ckpt=` takes. Schedule, prediction, images and classes are those of the trained model.
         scale: scale of the guidance; 1 means none.
         weak: the weaker model of autoguidance; None means classifier-free guidance, which needs labels.
         interval: the first and the last timestep of guidance; None means all.
 
     Raises:
-        ValueError: `scale` or `interval` is invalid.
-        UserError: (at the first call) a model is missing, damaged or not trusted, or the models do not fit together.
+        ValueError: `scale` or `interval` is invalid, or `weak` has no effect.
+        UserError: (when they are first used) a model is missing, damaged or not trusted.
     """
 
     def __init__(
@@ -45,33 +42,31 @@ class Distillation(Objective):
         guidance = ClassifierFree(scale, interval)  # checks both
         if weak is not None and not guidance.acts:
             raise ValueError("distillation: weak has no effect with scale=1.")
-        self.teacher, self.scale, self.weak, self.interval = teacher, scale, weak, interval
+        self.ckpt, self.scale, self.weak, self.interval = teacher, scale, weak, interval
 
     def __call__(
         self, network: Network, diffusion: GaussianDiffusion, x0: Images, t: Timesteps, eps: Images, **condition: Any
     ) -> Float[Tensor, " B"]:
-        teacher, guided = self.loaded
-        own, other = diffusion, teacher.diffusion
-        if own.prediction != other.prediction or not torch.equal(own.betas, other.betas):
-            raise UserError(f"distillation: {self.teacher} has another schedule or type of prediction than the model.")
-        teacher.to(x0.device)
         x_t = diffusion.q_sample(x0, t, eps)
+        teacher = self.teacher.ema.to(x0.device)
         with torch.no_grad():
-            target = guided(x_t, t, **condition).float()
+            target = self.guidance(teacher, self.teacher.num_classes)(x_t, t, **condition).float()
         return (network(x_t, t, **condition).float() - target).square().mean(dim=(1, 2, 3))
 
+    def check(self, model: DDPM) -> None:
+        model.check_same_kind(self.teacher, "objective=distillation")
+        self.teacher.check_condition(None if model.num_classes is None else [0], self.guidance)
+        if self.teacher.label_dropout == 0 < model.label_dropout and model.num_classes is not None:
+            raise UserError(
+                "objective=distillation: the teacher was trained with label_dropout=0. Set module.label_dropout=0."
+            )
+
     @cached_property
-    def loaded(self) -> tuple[DDPM, Network]:
-        """The teacher, and its guided network."""
-        teacher = load(self.teacher)
-        guidance: Guidance = ClassifierFree(self.scale, self.interval)
-        if self.weak is not None:
-            guidance = Autoguidance(load(self.weak), self.scale, self.interval)
-        teacher.check_condition(None if teacher.num_classes is None else [0], guidance)
-        return teacher, guidance(teacher, teacher.num_classes)
+    def teacher(self) -> DDPM:
+        return load_named(self.ckpt)
 
-
-def load(ckpt: str) -> DDPM:
-    """Return a trained model. Only targets of the project, and of the config folders of the command, are built."""
-    folders = config_folders() if HydraConfig.initialized() else [conf_dir()]
-    return load_model(find_checkpoint(ckpt), trusted=trusted_targets(folders))
+    @cached_property
+    def guidance(self) -> Guidance:
+        if self.weak is None:
+            return ClassifierFree(self.scale, self.interval)
+        return Autoguidance(load_named(self.weak), self.scale, self.interval)

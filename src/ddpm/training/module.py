@@ -156,6 +156,8 @@ class DDPM(SamplingModel):
     def setup(self, stage: str) -> None:
         if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
             self.check_classes(data)
+        if stage == "fit":
+            self.objective.check(self)
 
     def check_classes(self, data: ImageData) -> None:
         """Raise a UserError if the labels of the data have classes that a class-conditional network lacks."""

@@ -65,7 +65,7 @@ class SamplingModel(L.LightningModule):
             raise ValueError(f"{num_samples=} and {batch_size=} must be at least 1.")
         if sampler is None:
             steps = min(20, self.diffusion.num_steps) if steps is None else steps
-            sampler = SDEDPMSolverPP(steps, spacing="trailing")
+            sampler = SDEDPMSolverPP(steps, spacing="karras")
         elif steps is not None:
             raise ValueError("give sampler or steps, not both: a sampler has its own number of steps.")
         if guidance is not None and not isinstance(guidance, Guidance):
@@ -139,23 +139,21 @@ class SamplingModel(L.LightningModule):
             if not has_labels:
                 raise UserError("guidance: classifier-free guidance needs labels, as in labels=all.")
         if isinstance(guidance, Autoguidance) and isinstance(guidance.weak, SamplingModel):
-            self._check_same_kind(guidance.weak)
+            self.check_same_kind(guidance.weak, "guidance")
             if not has_labels and guidance.weak.num_classes is not None and guidance.weak.label_dropout == 0:
                 raise UserError("guidance: the weaker model was trained with label_dropout=0, so it needs labels.")
 
-    def _check_same_kind(self, weak: "SamplingModel") -> None:
-        """Raise a UserError unless the outputs of a weaker model mean the same as those of this model."""
+    def check_same_kind(self, other_model: "SamplingModel", use: str) -> None:
+        """Raise a UserError, which names the `use`, unless the outputs of both models mean the same."""
         for name, own, other in (
-            ("image shape", tuple(self.image_shape), tuple(weak.image_shape)),
-            ("number of classes", self.num_classes, weak.num_classes),
-            ("prediction", self.diffusion.prediction, weak.diffusion.prediction),
-            ("betas", self.diffusion.betas.tolist(), weak.diffusion.betas.tolist()),
+            ("image shape", tuple(self.image_shape), tuple(other_model.image_shape)),
+            ("number of classes", self.num_classes, other_model.num_classes),
+            ("prediction", self.diffusion.prediction, other_model.diffusion.prediction),
+            ("betas", self.diffusion.betas.tolist(), other_model.diffusion.betas.tolist()),
         ):
             if own != other:
                 values = "" if name == "betas" else f": {own} and {other}"
-                raise UserError(
-                    f"guidance: the two models differ in their {name}{values}. Use a model of the same kind."
-                )
+                raise UserError(f"{use}: the two models differ in their {name}{values}. Use a model of the same kind.")
 
     def conditioned(self, labels: Tensor | None, guidance: Guidance | None = None) -> Network:
         """Return the averaged network, network(x_t, t), with the labels of a batch, int64 [B], and with guidance.
