@@ -179,6 +179,9 @@ def test_an_export_names_no_folder_of_this_machine():
     data = {"root": "/home/me/pictures", "cache": "/home/me/data/image_folder"}
     config = portable({"data": data, "paths": {"data": "/home/me/data"}})
     assert config["data"] == {"root": "pictures", "cache": "data/image_folder"}
+    loss = {"_target_": "mine", "teacher": "/home/me/other/best.ckpt", "weak": "/home/me/out/train/weak/base/last"}
+    config = portable({"objective": {"loss": loss}, "paths": {"data": "/home/me/data", "outputs": "/home/me/out"}})
+    assert config["objective"]["loss"] == loss | {"teacher": "best.ckpt", "weak": "outputs/train/weak/base/last"}
 
 
 def test_a_model_of_the_hub(exported, tmp_path, monkeypatch):

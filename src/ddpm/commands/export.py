@@ -100,7 +100,17 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["data"] = data | {"root": "data" if of_user else Path(data["root"]).name}
         if kept["data"].get("cache") is not None:
             kept["data"] |= {"cache": "data/image_folder"}
-    if isinstance(objective := kept.get("objective"), dict) and isinstance(loss := objective.get("loss"), dict):
-        names = {key: Path(loss[key]).name for key in ("teacher", "weak") if isinstance(loss.get(key), str)}
-        kept["objective"] = objective | {"loss": loss | names}  # of a distillation
+    objective, outputs = kept.get("objective"), paths.get("outputs") if isinstance(paths, dict) else None
+    if isinstance(objective, dict) and isinstance(loss := objective.get("loss"), dict):
+        models = {
+            key: _portable_path(loss[key], outputs) for key in ("teacher", "weak") if isinstance(loss.get(key), str)
+        }
+        kept["objective"] = objective | {"loss": loss | models}  # of a distillation
     return kept | {"paths": {"data": "data"}}
+
+
+def _portable_path(path: str, outputs: Any) -> str:
+    """Return the path of a model from the folder for results; of another place only its name."""
+    if isinstance(outputs, str) and Path(path).is_relative_to(outputs):
+        return f"outputs/{Path(path).relative_to(outputs)}"
+    return Path(path).name
