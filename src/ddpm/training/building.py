@@ -121,7 +121,7 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
         try:
             return build_trusted(node, kind)
         except UserError as error:
-            return _Postponed(error)
+            return _raises(str(error))
 
     try:
         check_plain({name: node for name, node in config.items() if name in PARTS}, "the checkpoint's config")
@@ -213,16 +213,13 @@ def _build(config: Mapping[str, Any], build_part: Build, build_training: Build |
     return model
 
 
-class _Postponed:
-    """Stands for a part that could not be built: raises the UserError when the part is used."""
+def _raises(reason: str) -> Callable[..., NoReturn]:
+    """Return a function that raises a UserError."""
 
-    def __init__(self, error: UserError):
-        self.error = error
+    def function(*args: Any, **kwargs: Any) -> NoReturn:
+        raise UserError(reason)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self.error
-
-    check = __call__  # of an objective
+    return function
 
 
 def _image_shape(channels: int, size: int | list[int]) -> tuple[int, int, int]:
