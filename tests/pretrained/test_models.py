@@ -9,11 +9,12 @@ import ddpm
 from ddpm.metrics.digit_classifier import FASHION_WEIGHTS, WEIGHTS, DigitClassifier
 
 MODELS = Path(ddpm.__file__).parent / "pretrained"
+WITHOUT_LABELS = ["mnist", "mnist_guided"]
 CLASSIFIERS = {"mnist_conditional": WEIGHTS, "fashion_mnist": FASHION_WEIGHTS}  # of the models with labels
 
 
 def test_each_model_is_tried():
-    assert {path.parent.name for path in MODELS.glob("*/model.safetensors")} == {"mnist", *CLASSIFIERS}
+    assert {path.parent.name for path in MODELS.glob("*/model.safetensors")} == {*WITHOUT_LABELS, *CLASSIFIERS}
 
 
 @pytest.mark.parametrize(("name", "weights"), CLASSIFIERS.items(), ids=CLASSIFIERS)
@@ -24,8 +25,9 @@ def test_its_samples_are_of_the_classes_asked_for(name, weights):
     assert (found == labels).float().mean() >= 0.8
 
 
-def test_samples_without_labels_are_of_all_digits():
+@pytest.mark.parametrize("name", WITHOUT_LABELS)
+def test_samples_without_labels_are_of_all_digits(name):
     """Random images look like one or two digits to the classifier."""
-    found = DigitClassifier.pinned(WEIGHTS)(ddpm.load("mnist").sample(50, seed=0)).logits.softmax(dim=1)
+    found = DigitClassifier.pinned(WEIGHTS)(ddpm.load(name).sample(50, seed=0)).logits.softmax(dim=1)
     assert found.max(dim=1).values.mean() >= 0.8
     assert len(found.argmax(dim=1).unique()) >= 9

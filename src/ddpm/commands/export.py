@@ -44,8 +44,9 @@ def run(cfg: DictConfig) -> None:
         UserError: the checkpoint does not exist or cannot be trusted, or the folder is there already.
     """
     content, model, to, evaluations = prepare(cfg)
-    card = model_card(model, content["global_step"], name_of_weights(cfg), to.name, evaluations, cfg.license, cfg.dtype)
-    write_exported(to, content, portable(model.hparams["config"]), card)
+    config, weights = portable(model.hparams["config"]), name_of_weights(cfg)
+    card = model_card(model, config, content["global_step"], weights, to.name, evaluations, cfg.license, cfg.dtype)
+    write_exported(to, content, config, card)
     size = (to / WEIGHTS).stat().st_size / 1e6
     display.results(
         to,

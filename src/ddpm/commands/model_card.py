@@ -29,6 +29,7 @@ MAX_TEXT = 200
 
 def model_card(
     model: DDPM,
+    config: Mapping[str, Any],
     step: int,
     weights: str,
     name: str,
@@ -39,6 +40,7 @@ def model_card(
     """Return the card, Markdown with the header that the Hugging Face Hub reads.
 
     Args:
+        config: of the model, without folders of this machine.
         step: optimizer steps of the weights.
         weights: which average of the weights it is.
         name: the folder's name.
@@ -46,7 +48,6 @@ def model_card(
         license: of the weights.
         dtype: the type that the weights were rounded to, if they were.
     """
-    config: Any = model.hparams["config"]
     parameters = sum(weight.numel() for weight in model.network.parameters())
     numbers = list(_numbers(evaluations))
     diffusion, (channels, height, width) = model.diffusion, model.image_shape
@@ -109,7 +110,7 @@ def _recipe(config: Mapping[str, Any]) -> list[str]:
     default: Any = OmegaConf.to_container(compose("train"), resolve=True)
     before = dict(leaves({name: default.get(name) for name in (*PARTS, "trainer")}))
     now = dict(leaves({name: config.get(name) for name in (*PARTS, "trainer")}))
-    now.pop("data.root", None)  # a folder of this machine
+    now.pop("data.root", None)  # the same for all
     changed = [key for key in now if key not in before or repr(before[key]) != repr(now[key])]
     return [_one_line(f"{key}={now[key]}") for key in changed] or ["(none)"]
 
