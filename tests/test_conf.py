@@ -160,7 +160,7 @@ def images():
 def test_schedules_objectives_predictions_and_variances_work_together(images, schedule):
     x0, eps = images
     t = torch.arange(1000)
-    with_a_formula = [name for name in options("objective") if name != "distillation"]
+    with_a_formula = [name for name in options("objective") if name != "guidance_distillation"]
     choices = product(with_a_formula, ["epsilon", "x0", "v", "mean"], ["small", "large"])
     for objective, prediction, variance in choices:
         config = composed("train", f"schedule={schedule}", f"objective={objective}").copy()

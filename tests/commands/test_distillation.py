@@ -1,4 +1,4 @@
-"""`objective=distillation`, with the runs of two steps of conftest.py as teachers."""
+"""`objective=guidance_distillation`, with the runs of two steps of conftest.py as teachers."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_the_loss_is_the_squared_distance_to_the_guided_teacher(conditional_run,
 
 def test_a_student_that_starts_as_its_teacher_has_no_loss_and_needs_no_teacher_to_sample(ddpm_here, tmp_path, tiny_run):
     teacher = tiny_run.rename(tiny_run.with_name("teacher"))
-    distil = ["objective=distillation", f"objective.loss.teacher={teacher}", f"init_from={teacher}"]
+    distil = ["objective=guidance_distillation", f"objective.loss.teacher={teacher}", f"init_from={teacher}"]
     options = ["trainer.max_steps=1", "trainer.log_every_n_steps=1", "name=student", "trainer.precision=32-true"]
     answer = ddpm_here("train", *TINY, *distil, *options)
     teacher.rename(tiny_run)
@@ -100,7 +100,7 @@ def test_a_student_that_starts_as_its_teacher_has_no_loss_and_needs_no_teacher_t
 )
 def test_mistakes(ddpm_here, tiny_run, conditional_run, tmp_path, overrides, words):
     given = [word.format(plain=tiny_run, labels=conditional_run) for word in overrides]
-    answer = ddpm_here("train", *TINY, "objective=distillation", *given)
+    answer = ddpm_here("train", *TINY, "objective=guidance_distillation", *given)
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
     assert words in answer.stderr

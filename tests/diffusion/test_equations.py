@@ -33,7 +33,7 @@ def test_every_schedule_loss_and_sampler_of_conf_has_an_equation() -> None:
     explained = {resolve(name.removesuffix(".step")) for name in CODE}
     for group in ("schedule", "objective", "sampler"):
         for path in (ROOT / "conf" / group).rglob("*.yaml"):
-            if path.stem == "distillation":  # in ddpm.training, because it loads models
+            if path.stem == "guidance_distillation":  # in ddpm.training, because it loads models
                 continue
             (target,) = re.findall(r"_target_: ddpm\.diffusion\.(\S+)", path.read_text(encoding="utf-8"))
             assert resolve(target) in explained, target

@@ -54,11 +54,12 @@ class Distillation(Objective):
         return (network(x_t, t, **condition).float() - target).square().mean(dim=(1, 2, 3))
 
     def check(self, model: DDPM) -> None:
-        model.check_same_kind(self.teacher, "objective=distillation")
+        model.check_same_kind(self.teacher, "objective=guidance_distillation")
         self.teacher.check_condition(None if model.num_classes is None else [0], self.guidance)
         if self.teacher.label_dropout == 0 < model.label_dropout and model.num_classes is not None:
             raise UserError(
-                "objective=distillation: the teacher was trained with label_dropout=0. Set module.label_dropout=0."
+                "objective=guidance_distillation: the teacher was trained with label_dropout=0. Set "
+                "module.label_dropout=0."
             )
 
     @cached_property
