@@ -82,7 +82,7 @@ def test_inpainting_and_sdedit_call_the_library_with_the_noise_of_each_image(loa
     model, seed = loaded.model, 4
     _, inputs = made(loaded, "mode=sdedit", "images=[3,8]", "num_samples=3", "seed=4", "mode.strength=0.3")
     x0 = inputs.repeat_interleave(3, dim=0)
-    parts, fast = (model.ema, model.diffusion), SDEDPMSolverPP(10, spacing="trailing")
+    parts, fast = (model.ema, model.diffusion), SDEDPMSolverPP(10, spacing="karras")
     for overrides, expected in (
         (["mode=sdedit", "mode.strength=0.3"], lambda noise: editing.sdedit(*parts, fast, x0, 0.3, noise)),
         (
@@ -107,7 +107,7 @@ def test_inpainting_and_sdedit_call_the_library_with_the_noise_of_each_image(loa
     ("mode", "sampler"),
     [
         (Interpolate(), DDIM(7)),
-        (Interpolate(), DPMSolverPP(7, spacing="trailing")),
+        (Interpolate(), DPMSolverPP(7, spacing="karras")),
         (Inpaint("left", jump=3, repeats=2), Ancestral(8)),
         (SDEdit(0.5), DDIM(9)),
         (SDEdit(1.0), Ancestral()),

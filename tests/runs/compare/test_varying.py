@@ -50,7 +50,7 @@ def settings(tmp_path_factory):
         ),
         (
             ["sampler=ddim", "sampler=dpm_solver"],
-            {"sampler": ["ddim steps=50 spacing=uniform", "dpm_solver steps=20 spacing=trailing"]},
+            {"sampler": ["ddim steps=50 spacing=uniform", "dpm_solver steps=20 spacing=karras"]},
         ),
         (["init_from=null", "init_from=a.ckpt"], {"init_from": ["null", "a.ckpt"]}),
     ],
