@@ -74,7 +74,7 @@ class GaussianDiffusion(nn.Module):
         self.clip_x0 = clip_x0
         self._check_terminal_signal()
 
-        alpha_bars_before = torch.cat([self.alpha_bars.new_ones(1), self.alpha_bars[:-1]])
+        alpha_bars_before = previous(self.alpha_bars)
         sigma2, sigma2_before = 1 - self.alpha_bars, 1 - alpha_bars_before
         posterior_variance = self.betas * sigma2_before / sigma2
         self.coefficients = Coefficients(
@@ -228,12 +228,16 @@ class GaussianDiffusion(nn.Module):
             timesteps: ascending, int64 [S].
         """
         alpha_bars = self.alpha_bars[timesteps]
-        alpha_bars_before = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
         x0_mse = None if self.x0_mse is None else self.x0_mse[timesteps]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the constructor of the full chain has already given the warning
-            chain = GaussianDiffusion(1 - alpha_bars / alpha_bars_before, "x0", self.variance, x0_mse, self.clip_x0)
+            chain = GaussianDiffusion(1 - alpha_bars / previous(alpha_bars), "x0", self.variance, x0_mse, self.clip_x0)
         return chain.to(self.get_buffer("_signal").device)
+
+
+def previous(alpha_bars: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
+    """Return ᾱ one step earlier for each step, [T]; it is 1 before the first step."""
+    return torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
