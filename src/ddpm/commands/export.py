@@ -12,7 +12,7 @@ from ddpm.commands import display
 from ddpm.commands.command import Plan
 from ddpm.commands.from_checkpoint import name_of_weights, set_average
 from ddpm.commands.model_card import evaluations_of, model_card
-from ddpm.config import config_folders, override, trusted_targets, user_path
+from ddpm.config import override, user_path
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, load_checkpoint
 from ddpm.runs.exported import AVERAGE, CARD, CONFIG, SUMS, WEIGHTS, write_exported
@@ -69,7 +69,7 @@ def prepare(cfg: DictConfig) -> Job:
     to = user_path(cfg.to)
     check_new_folder(to)
     checkpoint = find_checkpoint(cfg.ckpt)
-    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    model = load_model(checkpoint)
     content = load_checkpoint(checkpoint)
     outputs = user_path(cfg.paths.outputs)
     evaluations = evaluations_of(outputs, checkpoint, content["global_step"], name_of_weights(cfg))

@@ -23,7 +23,7 @@ from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
 from ddpm.runs import find_checkpoint, overrides_with_effect, results_directory, run_of
 from ddpm.runs.checkpoints import load_checkpoint
-from ddpm.training.building import load_model, load_named
+from ddpm.training.building import load_model
 from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, prepare_process
 from ddpm.training.module import DDPM
 from ddpm.training.power_averages import Average, reconstruct
@@ -65,7 +65,7 @@ def load(cfg: DictConfig) -> Loaded:
     fabric = build_fabric(cfg.trainer)
     fabric.launch()
     display.console.quiet = not fabric.is_global_zero
-    model = load_model(checkpoint, fabric.device, trusted_targets(config_folders()))
+    model = load_model(checkpoint, fabric.device)
     if (average := set_average(cfg, model, checkpoint)) is not None:
         display.console.print(
             f"Moving average of the weights with length {cfg.ema.length} at step {average.step} "
@@ -105,7 +105,7 @@ def read(cfg: DictConfig) -> tuple[Path, DDPM]:
     """
     checkpoint = find_checkpoint(cfg.ckpt)
     number_of_processes(cfg.trainer)  # raises if the devices are not available
-    model = load_model(checkpoint, trusted=trusted_targets(config_folders()))
+    model = load_model(checkpoint)
     set_average(cfg, model, checkpoint)
     return checkpoint, model
 
@@ -140,7 +140,7 @@ def autoguidance(ckpt: str, scale: float, interval: Sequence[int] | None = None)
     Raises:
         UserError: the checkpoint does not exist or cannot be read or trusted.
     """
-    return Autoguidance(load_named(ckpt), scale, interval)
+    return Autoguidance(load_model(find_checkpoint(ckpt)), scale, interval)
 
 
 def labels_of(data: ImageData, split: str, model: DDPM) -> Tensor | None:

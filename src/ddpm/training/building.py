@@ -12,12 +12,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from ddpm.config import build, check_plain, check_targets, conf_dir, config_folders, leaves, trusted_targets
+from ddpm.config import build, check_plain, check_targets, config_folders, leaves, trusted_targets
 from ddpm.config.checking import check_node
 from ddpm.devices.failures import total_memory
 from ddpm.diffusion import GaussianDiffusion, Objective
 from ddpm.errors import UserError
-from ddpm.runs.checkpoints import config_of, find_checkpoint, load_checkpoint
+from ddpm.runs.checkpoints import config_of, load_checkpoint
 from ddpm.seeding import Stream, seed_at
 from ddpm.training.module import DDPM
 from ddpm.training.weights import fits, load_weights, misfit, shortened
@@ -104,14 +104,15 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
     trained or validated.
 
     Args:
-        trusted: the targets that may be built. None means those in the YAMLs of the project.
+        trusted: the targets that may be built. None means those in the YAMLs of the command's config folders; outside
+            commands, those of the project.
 
     Raises:
         UserError: the file is missing, damaged, no checkpoint of ddpm, or names a target that is not trusted.
     """
     checkpoint = load_checkpoint(path)
     config = config_of(checkpoint, path)
-    allowed = trusted_targets([conf_dir()]) if trusted is None else trusted
+    allowed = trusted_targets(config_folders()) if trusted is None else trusted
 
     def build_trusted(node: Any, kind: type = object) -> Any:
         check_targets(node, allowed)
@@ -138,15 +139,6 @@ def load_model(path: Path, map_location: torch.device | str = "cpu", trusted: Co
         ) from error
     load_weights(model, path, checkpoint)
     return model.to(map_location).eval()
-
-
-def load_named(ckpt: str) -> DDPM:
-    """Return the model that `ckpt=` names, on the CPU. The config folders of the command name the trusted targets.
-
-    Raises:
-        UserError: see `find_checkpoint` and `load_model`.
-    """
-    return load_model(find_checkpoint(ckpt), trusted=trusted_targets(config_folders()))
 
 
 PARTS = ("module", "model", "diffusion", "objective", "optimizer", "ema", "seed", "data")

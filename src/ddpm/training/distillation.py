@@ -12,7 +12,8 @@ from ddpm.diffusion import Autoguidance, ClassifierFree, GaussianDiffusion, Guid
 from ddpm.diffusion.parameterization import Images
 from ddpm.diffusion.process import Network, Timesteps
 from ddpm.errors import UserError
-from ddpm.training.building import load_named
+from ddpm.runs import find_checkpoint
+from ddpm.training.building import load_model
 from ddpm.training.module import DDPM
 
 
@@ -64,10 +65,10 @@ class Distillation(Objective):
 
     @cached_property
     def teacher(self) -> DDPM:
-        return load_named(self.ckpt)
+        return load_model(find_checkpoint(self.ckpt))
 
     @cached_property
     def guidance(self) -> Guidance:
         if self.weak is None:
             return ClassifierFree(self.scale, self.interval)
-        return Autoguidance(load_named(self.weak), self.scale, self.interval)
+        return Autoguidance(load_model(find_checkpoint(self.weak)), self.scale, self.interval)
