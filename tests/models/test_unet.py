@@ -31,7 +31,7 @@ def perturbed(**settings) -> UNet:
         ({"channels": 8, "image_channels": 3, "patch": 3}, (12, 24)),
         ({"channels": 8, "multipliers": (1, 1, 1, 1), "padding": 2}, (28, 20)),
         (
-            {"channels": 8, "multipliers": (1, 2), "attention": (), "image_channels": 3, "patch": 2, "fourier": (7, 8)},
+            {"channels": 8, "multipliers": (1, 2), "attention": (), "image_channels": 3, "patch": 2, "fourier": 2},
             (8, 8),
         ),
     ],
@@ -175,8 +175,7 @@ def test_the_timestep_embedding_stays_exact_under_autocast():
         ({"patch": 0}, "patch must be 1 or more, not 0"),
         ({"padding": -1}, "padding=-1 must be from 0 to 64 pixels"),
         ({"padding": 65}, "padding=65 must be"),
-        ({"fourier": [7, 7]}, r"fourier=\[7, 7\] must be different numbers"),
-        ({"fourier": [17]}, "from 0 to 16"),
+        ({"fourier": 9}, "fourier=9 must be from 0 to 8 octaves"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"num_classes": 0}, "num_classes must be 1 or more, not 0"),
     ],
@@ -223,20 +222,36 @@ def test_fourier_features_show_bfloat16_noise_narrower_than_a_grey_level():
     """Near 1, neighbours in bfloat16 are half a grey level apart."""
     black = torch.full((1, 1, 8, 8), -1.0)
     noisy, t = black + 1e-3 * torch.rand(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
-    for fourier, is_seen in (((), False), ((7, 8), True)):
+    for fourier, is_seen in ((0, False), (2, True)):
         network = perturbed(channels=8, multipliers=(1, 2), attention=(), fourier=fourier)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(network(noisy, t), network(black, t)) is not is_seen
 
 
-def test_fourier_features_are_the_sines_and_cosines_of_octaves():
-    network = UNet(image_channels=2, channels=8, multipliers=(1,), attention=(), fourier=(0, 3))
+def fourier_features(x: torch.Tensor, octaves: int) -> torch.Tensor:
+    """Return what the first convolution gets beside the image."""
+    network = UNet(image_channels=x.shape[1], channels=8, multipliers=(1,), attention=(), fourier=octaves)
     found = []
     network.input.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    network(x, torch.zeros(len(x), dtype=torch.int64))
+    assert torch.equal(found[0][:, : x.shape[1]], x)
+    return found[0][:, x.shape[1] :]
+
+
+def test_fourier_features_are_the_sines_and_cosines_of_octaves():
     x = torch.rand(1, 2, 4, 4) * 2 - 1
-    network(x, torch.zeros(1, dtype=torch.int64))
-    expected = [x, (torch.pi * x).sin(), (torch.pi * x).cos(), (8 * torch.pi * x).sin(), (8 * torch.pi * x).cos()]
-    torch.testing.assert_close(found[0], torch.cat(expected, dim=1))
+    angles = [255 * torch.pi * x, 127.5 * torch.pi * x, 63.75 * torch.pi * x]
+    expected = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    torch.testing.assert_close(fourier_features(x, octaves=3), expected, rtol=0, atol=1e-4)
+
+
+def test_the_first_fourier_features_are_the_same_for_all_grey_levels():
+    levels = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
+    for shift in (0.0, 0.3):  # in levels
+        angle = torch.tensor(2 * torch.pi * shift)
+        expected = torch.stack([-angle.sin(), -angle.cos()]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
+        found = fourier_features(levels + shift * 2 / 255, octaves=1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_full_resolution_is_that_of_the_patches():

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 MAX_PADDING = 64
 """pixels; a checkpoint of a stranger could ask for more than the memory holds"""
-MAX_FOURIER = 16
-"""above it, float32 rounds the angle 2ⁿπx by more than 0.02"""
+MAX_FOURIER = 8
+"""octaves from one grey level to half of the range -1 … 1; slower waves show no more than the image itself"""
 
 
 class UNet(nn.Module):
@@ -35,9 +35,9 @@ class UNet(nn.Module):
             1/patch of the image's height and width (a pixel-unshuffle); 1 leaves the image as it is.
         padding: width in pixels of a border of zeros that the network adds to the image and cuts off its output: 2 lets
             four levels work on 28×28, as 32×32. Losses, bound and samples never see the border.
-        fourier: numbers n for which sin(2ⁿπx) and cos(2ⁿπx) are further input channels, computed in float32 (the
-            Fourier features of Kingma et al. 2021). They show noise narrower than a grey level, 2/255, on which the
-            likelihood depends.
+        fourier: number of octaves n of Fourier features: the sines and cosines of 255πx, 255πx/2, …, 255πx/2ⁿ⁻¹ are
+            further input channels, computed in float32 (after Kingma et al. 2021). The first has the period of one grey
+            level, 2/255, so it shows noise narrower than that, on which the likelihood depends.
 
     Raises:
         ValueError: a setting is invalid, or (in `forward`) an image has the wrong channels or a side that cannot be
@@ -55,7 +55,7 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         patch: int = 1,
         padding: int = 0,
-        fourier: Sequence[int] = (),
+        fourier: int = 0,
     ) -> None:
         super().__init__()
         _check_settings(
@@ -73,14 +73,14 @@ class UNet(nn.Module):
         self.image_channels = image_channels
         self.patch = patch
         self.padding = padding
-        self.fourier = tuple(fourier)
+        self.fourier = fourier
         self.embed = nn.Sequential(
             SinusoidalEmbedding(embedding),
             nn.Linear(embedding, embedding),
             nn.SiLU(),
             nn.Linear(embedding, embedding),
         )
-        self.input = conv3x3(image_channels * (1 + 2 * len(self.fourier)) * patch**2, widths[0])
+        self.input = conv3x3(image_channels * (1 + 2 * fourier) * patch**2, widths[0])
         self.down = nn.ModuleList(level(i, widths[i]) for i in levels)
         self.downsample = nn.ModuleList(conv3x3(widths[i], widths[i + 1], stride=2) for i in levels[:-1])
         self.middle = nn.ModuleList(
@@ -137,7 +137,7 @@ class UNet(nn.Module):
     def _with_fourier_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B features H W"]:
         if not self.fourier:
             return x  # torch.cat would copy it
-        angles = [2**n * math.pi * x for n in self.fourier]
+        angles = [255 * math.pi / 2**n * x for n in range(self.fourier)]
         return torch.cat([x, *(wave(angle) for angle in angles for wave in (torch.sin, torch.cos))], dim=1)
 
     def _check_size(self, x: Tensor) -> None:
@@ -311,7 +311,7 @@ def _check_settings(
     patch: int,
     num_classes: int | None,
     padding: int,
-    fourier: Sequence[int],
+    fourier: int,
 ) -> None:
     at_least_1 = {
         "image_channels": image_channels,
@@ -325,8 +325,8 @@ def _check_settings(
             raise ValueError(f"{name} must be 1 or more, not {value}.")
     if not 0 <= padding <= MAX_PADDING:
         raise ValueError(f"padding={padding} must be from 0 to {MAX_PADDING} pixels.")
-    if len(set(fourier)) < len(fourier) or not all(0 <= n <= MAX_FOURIER for n in fourier):
-        raise ValueError(f"fourier={list(fourier)} must be different numbers from 0 to {MAX_FOURIER}.")
+    if not 0 <= fourier <= MAX_FOURIER:
+        raise ValueError(f"fourier={fourier} must be from 0 to {MAX_FOURIER} octaves.")
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"multipliers must be one integer of 1 or more for each level, not {list(multipliers)}.")
     absent = [i for i in attention if not 0 <= i < len(multipliers)]
