@@ -18,7 +18,16 @@ TABLES = {
     "quality": (
         "Samples (`…_real`: as many real images; `…_ratio`: the quotient)",
         "samples_judged",
-        ("sampler", "network_evaluations", "guidance_scale", "guidance_interval", "features", "precision", "seed"),
+        (
+            "sampler",
+            "spacing",
+            "network_evaluations",
+            "guidance_scale",
+            "guidance_interval",
+            "features",
+            "precision",
+            "seed",
+        ),
     ),
     "bpd": ("Variational bound in bits/dim", "images", ("timesteps_per_image", "variance", "clip_x0", "seed")),
 }

@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 with the scale-shift conditioning of Nichol & Dhariwal 2021.
+"""A U-Net after Ho et al. 2020, with the scale-shift conditioning of Nichol & Dhariwal 2021.
 
 Each level has half the resolution of the level above it. An image goes down through the levels and up again; a
 block on the way up also gets the output of the matching block on the way down. The last convolution of each block

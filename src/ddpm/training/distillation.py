@@ -18,16 +18,16 @@ from ddpm.training.module import DDPM
 
 
 class Distillation(Objective):
-    """The mean over C, H, W of (output - target)², where the target is the guided output of a trained model.
+    """The mean over C, H, W of (output - target)², where the target is the guided output of a teacher, a trained model.
 
-    Guidance needs two network evaluations at each timestep; the distilled network needs one (Meng et al. 2023, stage
-    one, for one scale). With scale=1, it learns the output of the teacher alone.
+    Guidance needs two network evaluations at each timestep; the trained network, the student, needs one (Meng et al.
+    2023, stage one, for one scale). With scale=1, the student learns the output of the teacher alone.
 
-    The models are loaded when they are first used, so a distilled model also works where its teacher is missing. Their
-    weights are neither trained nor saved.
+    The teacher is loaded when it is first used, so the student also works where its teacher is missing. The weights of
+    the teacher are neither trained nor saved.
 
     Args:
-        teacher: what `ckpt=` takes. Schedule, prediction, images and classes are those of the trained model.
+        teacher: what `ckpt=` takes. Teacher and student must have the same schedule, prediction, images and classes.
         scale: scale of the guidance; 1 means none.
         weak: the weaker model of autoguidance; None means classifier-free guidance, which needs labels.
         interval: the first and the last timestep of guidance; None means all.
