@@ -16,6 +16,7 @@ from ddpm.errors import UserError
 from ddpm.training.building import load_model
 
 FEW = ["trainer=cpu", "num_images=30", "num_samples=0", "evaluate.train_images=20", "evaluate.empirical_images=10"]
+LEAST = ["trainer=cpu", "num_images=4", "num_samples=0", "timesteps_per_image=1", "evaluate.x0_mse_draws=4"]
 TERMS = ("prior", "kl", "reconstruction", "total")
 
 
@@ -102,7 +103,7 @@ def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp
     with pytest.raises(UserError, match=r"has not been measured.*\n?.*ddpm evaluate ckpt="):
         set_variance(model, "optimal", checkpoint, Ancestral())
 
-    few = [*FEW[:3], "evaluate.train_images=0", "evaluate.empirical_images=0"]
+    few = [*LEAST, "evaluate.train_images=0", "evaluate.empirical_images=0"]
     first = ddpm_here("evaluate", f"ckpt={run}", *few)
     assert first.returncode == 0, first.stderr
     written = x0_mse_path(checkpoint).read_bytes()
@@ -129,7 +130,7 @@ def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp
 def test_an_x0_error_that_cannot_be_kept_is_still_used(ddpm_here, run, tmp_path, overrides, words):
     path = x0_mse_path(run / "checkpoints" / "last.ckpt")
     path.mkdir()  # so that not even root can write the file
-    few = [*FEW[:3], "evaluate.train_images=0", "evaluate.empirical_images=0", "variance=optimal"]
+    few = [*LEAST, "evaluate.train_images=0", "evaluate.empirical_images=0", "variance=optimal"]
     answer = ddpm_here("evaluate", f"ckpt={run}", *few, *overrides)
     assert answer.returncode == 0, answer.stderr
     assert words in answer.stdout

@@ -58,7 +58,7 @@ def plan(command, overrides):
         load_command(command).plan(task_config)
 
 
-@pytest.mark.parametrize("examples", [50, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.slow)])
 def test_random_overrides_are_planned_or_refused(examples, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     warnings.simplefilter("ignore")

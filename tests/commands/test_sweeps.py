@@ -66,9 +66,9 @@ def test_a_sweep_with_an_impossible_job_starts_none_and_a_dry_run_writes_nothing
     assert answer.returncode == 1
     assert "nothing was started" in answer.stderr
     assert "schedule.num_steps=5: linear schedule" in answer.stderr
-    answer = ddpm_here("train", "+sweep=schedules", *QUICK, "dry_run=true")
+    answer = ddpm_here("train", "+sweep=schedules", "schedule=cosine", *QUICK, "dry_run=true")  # one of the four
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.count(" start ") == 12
+    assert answer.stdout.count(" start ") == 3
     assert "sweep-schedules" not in answer.stdout
     assert "seed=2" in answer.stdout
     assert list(tmp_path.iterdir()) == []

@@ -116,9 +116,11 @@ def test_batches_from_the_device_are_those_of_the_cpu(device):
         assert torch.equal(labels, found[0][1])
 
 
-def test_images_on_the_device_take_no_workers():
+def test_a_number_of_workers_that_cannot_work_is_refused():
     with pytest.raises(ValueError, match="on_device=true needs num_workers=0"):
         numbers(on_device=True, num_workers=2)
+    with pytest.raises(ValueError, match="num_workers=-1 must be at least 0"):
+        numbers(num_workers=-1)
 
 
 def test_a_path_that_is_too_long_for_the_workers_sockets_is_refused(monkeypatch):

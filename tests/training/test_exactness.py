@@ -113,7 +113,7 @@ def last_checkpoint(directory, every_steps=1000, every_minutes=60):
 
 
 @pytest.mark.parametrize("validation", [{}, VALIDATION], ids=["", "validation"])
-@pytest.mark.parametrize(("stop", "every"), [(2, 1), (4, 1), (4, 3), (5, 1), (6, 1), (6, 2), (10, 1), (11, 5)])
+@pytest.mark.parametrize(("stop", "every"), [(2, 1), (4, 3), (5, 1), (6, 1), (11, 5)])
 def test_a_run_that_died_goes_on_exactly(whole, tmp_path, stop, every, validation):
     """In the middle of an epoch, on its last batch, on the first of the next; the last steps may be lost."""
     with pytest.raises(Stopped):
@@ -123,7 +123,7 @@ def test_a_run_that_died_goes_on_exactly(whole, tmp_path, stop, every, validatio
     assert equal(train(resume=last, **validation), whole)
 
 
-@pytest.mark.parametrize("stops", [(3, 7), (5, 10), (1, 2)])
+@pytest.mark.parametrize("stops", [(3, 7), (5, 10)])
 def test_a_run_whose_end_is_moved_is_the_same_run(whole, tmp_path, stops):
     last = None
     for max_steps in stops:
@@ -151,16 +151,19 @@ class Seconds(L.Callback):
         self.now += 25
 
 
-@pytest.mark.parametrize("stop", [2, 5])
 @pytest.mark.parametrize("batch_size", [4, 8])
-def test_no_checkpoint_is_written_between_the_batches_of_one_step(tmp_path, monkeypatch, batch_size, stop):
+def test_no_checkpoint_is_written_between_the_batches_of_one_step(tmp_path, monkeypatch, batch_size):
     """It would lose the gradients that are being accumulated. At a batch size of 8 an epoch holds half a step."""
     accumulate = {"accumulate_grad_batches": 2, "data": Shades(batch_size)}
     clock = Seconds()
     monkeypatch.setattr("ddpm.training.callbacks.last_checkpoint.time", SimpleNamespace(monotonic=lambda: clock.now))
-    with pytest.raises(Stopped):
-        train(6, clock, last_checkpoint(tmp_path, 1000, 1), Stop(stop), **accumulate)
-    assert equal(train(6, resume=tmp_path / "checkpoints" / "last.ckpt", **accumulate), train(6, **accumulate))
+    undisturbed = train(6, **accumulate)
+    for stop in (2, 5):
+        clock.now = 0
+        directory = tmp_path / str(stop)
+        with pytest.raises(Stopped):
+            train(6, clock, last_checkpoint(directory, 1000, 1), Stop(stop), **accumulate)
+        assert equal(train(6, resume=directory / "checkpoints" / "last.ckpt", **accumulate), undisturbed)
 
 
 @pytest.mark.parametrize(("stop", "every"), [(4, 3), (7, 1)])

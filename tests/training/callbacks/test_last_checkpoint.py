@@ -44,13 +44,23 @@ def saved_steps(tmp_path, max_steps, every_steps, every_minutes=60, *callbacks, 
     return seen.steps
 
 
+BETWEEN = {"accumulate_grad_batches": 2, "limit_val_batches": 1, "val_check_interval": 2}
+"""a validation after each optimizer step of two batches"""
+
+
 @pytest.mark.parametrize(
-    ("max_steps", "every", "steps"), [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (3, 1, [1, 2, 3]), (4, 100, [4])]
+    ("max_steps", "every", "steps", "options"),
+    [
+        (7, 3, [3, 6, 7], {}),
+        (6, 3, [3, 6], {}),
+        (3, 1, [1, 2, 3], {}),
+        (4, 100, [4], {}),
+        (7, 3, [3, 6, 7], BETWEEN),
+        (3, 1, [1, 2, 3], BETWEEN),
+    ],
 )
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("validation", [{}, {"limit_val_batches": 1, "val_check_interval": 2}])
-def test_it_is_written_every_so_many_steps_and_at_the_end(tmp_path, max_steps, every, steps, accumulate, validation):
-    assert saved_steps(tmp_path, max_steps, every, accumulate_grad_batches=accumulate, **validation) == steps
+def test_it_is_written_every_so_many_steps_and_at_the_end(tmp_path, max_steps, every, steps, options):
+    assert saved_steps(tmp_path, max_steps, every, **options) == steps
 
 
 def test_it_is_written_every_so_many_minutes(tmp_path, monkeypatch):
