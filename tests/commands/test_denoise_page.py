@@ -124,6 +124,11 @@ def test_large_pictures_get_fewer_images_then_fewer_timesteps(data, diffusion, t
     assert 2 <= len(content["timesteps"]) < NUM_STEPS
     assert (content["timesteps"][0], content["timesteps"][-1]) == (0, NUM_STEPS - 1)
 
+    monkeypatch.setattr(denoise_page, "MAX_BYTES", 1)  # less than the smallest page
+    write_page(tmp_path / "smallest.html", data, 0, diffusion, network, 0, torch.device("cpu"))
+    content = content_of(tmp_path / "smallest.html")
+    assert [len(content["images"]), len(content["timesteps"])] == [1, 1]
+
 
 @pytest.fixture
 def browser_page(page):

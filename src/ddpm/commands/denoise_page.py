@@ -59,7 +59,9 @@ def write_page(
         network = partial(network, labels=labels[indices].to(device))
     recorded = Recording(to_model_range(images[indices]).to(device), diffusion, network, seed, timesteps)
     title = f"{type(data).__name__}, T = {diffusion.num_steps}, seed {seed}"
-    while len(page := render(title, recorded.content(captions, num_timesteps))) > MAX_BYTES:
+    while len(page := render(title, recorded.content(captions, num_timesteps))) > MAX_BYTES and (
+        len(captions) > 1 or num_timesteps > 1
+    ):
         if len(captions) > 1:
             captions.pop()
         else:
