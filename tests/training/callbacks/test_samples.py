@@ -45,6 +45,12 @@ def test_they_are_drawn_from_the_same_noise_with_the_average(tmp_path, sampler):
     assert not torch.equal(pictures.draw(model)[0], samples)
 
 
+@pytest.mark.parametrize("number", ["num_samples", "num_trajectories", "num_timesteps"])
+def test_no_pictures_are_refused(tmp_path, number):
+    with pytest.raises(ValueError, match=f"{number}=0"):
+        SamplePictures(tmp_path, DDIM(6), **{number: 0})
+
+
 def test_a_trajectory_shows_the_way_from_noise_to_the_sample(tmp_path):
     """In pairs of rows: x_t above, from noise on; the x_0 predicted from it below, up to the sample."""
     model = trained_a_little(small_model())

@@ -43,6 +43,8 @@ class SamplePictures(L.Callback):
     ):
         if not 1 <= num_samples <= MAX_IMAGES:
             raise ValueError(f"num_samples={num_samples} must be at least 1 and at most {MAX_IMAGES:,}.")
+        if num_trajectories < 1 or num_timesteps < 1:
+            raise ValueError(f"{num_trajectories=} and {num_timesteps=} must be at least 1.")
         self.directory = Path(directory)
         self.sampler = sampler
         self.num_samples = num_samples
