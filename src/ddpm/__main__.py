@@ -72,13 +72,18 @@ VALUE_FOLLOWS = (
     "--experimental-rerun",
 )
 """flags whose value may be the next word"""
+INFO = ("--info", "-i")
+"""a flag that may stand without a value"""
 
 
 def flags_first(words: list[str]) -> list[str]:
     """Return the words with the flags in front: Hydra's parser wants all overrides on one side of them."""
     flags, overrides = list[str](), list[str]()
     for i, word in enumerate(words):
-        is_flag = word.startswith("-") or (i > 0 and words[i - 1] in VALUE_FOLLOWS)
+        before = words[i - 1] if i > 0 else ""
+        if word in INFO and (i + 1 == len(words) or "=" in words[i + 1]):
+            word = "--info=all"  # the parser would take the next word for its value
+        is_flag = word.startswith("-") or before in VALUE_FOLLOWS or (before in INFO and "=" not in word)
         (flags if is_flag else overrides).append(word)
     return [*flags, *overrides]
 

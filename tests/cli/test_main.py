@@ -35,6 +35,9 @@ def test_python_m_is_the_same_program_and_help_is_light():
         ("train seed=1 -m", "train", "--config-name train -m seed=1"),
         ("train seed=1,2 --multirun dry_run=true", "train", "--config-name train --multirun seed=1,2 dry_run=true"),
         ("train -cn mine", "train", "--config-name train -cn mine"),
+        ("train seed=1 --info", "train", "--config-name train --info=all seed=1"),
+        ("train --info seed=1", "train", "--config-name train --info=all seed=1"),
+        ("train seed=1 -i defaults", "train", "--config-name train -i defaults seed=1"),
         ("--hydra-help", None, "--hydra-help"),
         ("-sc install=bash", None, "-sc install=bash"),
     ],
@@ -126,6 +129,8 @@ def test_an_interrupt_is_one_line(ddpm_here):
         (["toy", "seed=1,2"], ["Ambiguous value for argument 'seed=1,2'", "--multirun"]),
         (["toy", "-cn", "toy_without"], ["ddpm toy: ckpt must be given", "ddpm toy ckpt=outputs/train"]),
         (["toy", "seed='${sede}'"], ["ddpm toy: seed: Interpolation key 'sede' not found"]),
+        (["toy", "-m", "--cfg", "job"], ["Only one of --run, "]),
+        (["toy", "--resolve"], ["The --resolve flag can only be used"]),
         (["-m"], ["the command comes first"]),
     ],
 )

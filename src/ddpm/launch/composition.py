@@ -26,6 +26,10 @@ RAY = {
 }
 
 
+FLAGS_CLASH = ("Only one of --run, ", "The --resolve flag can only")
+"""how Hydra's errors about flags that do not go together begin; Hydra raises a bare ValueError"""
+
+
 def run_with_hydra(command: str | None, arguments: list[str]) -> None:
     """Hand the arguments to Hydra: one job, a sweep, or an answer of Hydra's own (`--cfg`, `--help`, completion).
 
@@ -74,6 +78,10 @@ def run_with_hydra(command: str | None, arguments: list[str]) -> None:
         if job_failed or debugging():
             raise
         raise UserError(explain_unreadable(error)) from error
+    except ValueError as error:  # flags of Hydra that do not go together
+        if job_failed or debugging() or not str(error).startswith(FLAGS_CLASH):
+            raise
+        raise UserError(str(error)) from error
     except RuntimeError as error:  # Hydra did not find the class of a launcher
         if job_failed or "hydra_ray_launcher" not in str(error):
             raise
