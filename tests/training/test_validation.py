@@ -83,6 +83,15 @@ def timestep_as_loss(network, diffusion, x0, t, eps):
     return t + 0 * network(diffusion.q_sample(x0, t, eps), t).mean(dim=(1, 2, 3))
 
 
+def test_a_chain_of_one_step_has_no_divergences():
+    model, data = small_model(num_steps=1), Many(batch_size=100)
+    measured = validate(model, data)["val/bpd"]
+    with torch.no_grad():
+        terms = vlb_terms(model.ema, model.diffusion, to_model_range(data.split("validation").images))
+    assert terms.kl.numel() == 0
+    assert measured == pytest.approx(terms.total(1).mean().item(), rel=1e-2)
+
+
 def test_timesteps_are_spread_evenly_over_the_images():
     model = small_model(Asked(), objective=timestep_as_loss)
     model.ema.module.asked.clear()

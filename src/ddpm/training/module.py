@@ -14,12 +14,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from ddpm.data import ImageData
 from ddpm.data.batches import batches_done
 from ddpm.devices import shard, to_device
-from ddpm.diffusion import (
-    GaussianDiffusion,
-    Objective,
-    Simple,
-    vlb_terms,
-)
+from ddpm.diffusion import GaussianDiffusion, Objective, Simple, vlb_terms
 from ddpm.diffusion.objective import uniform
 from ddpm.errors import UserError
 from ddpm.models.contract import check_network, num_classes_of
@@ -340,13 +335,15 @@ class DDPM(SamplingModel):
         self._images_validated += len(x0)
         fraction = evenly_spread(index)
         t = (fraction * self.diffusion.num_steps).long().to(x0.device)
-        after_first = 1 + (fraction * (self.diffusion.num_steps - 1)).long()
+        after_first = 1 + (fraction * (self.diffusion.num_steps - 1)).long()[:, None]
+        if self.diffusion.num_steps == 1:
+            after_first = after_first[:, :0]  # there is only the reconstruction
         randn_like = ImageNoise(Stream.VALIDATION, indices=index.tolist())
 
         with torch.autocast(x0.device.type, enabled=False):
             losses = self.objective(self.ema, self.diffusion, x0, t, randn_like(x0), **condition)
             network = partial(self.ema, **condition)
-            bound = vlb_terms(network, self.diffusion, x0, after_first[:, None], randn_like)
+            bound = vlb_terms(network, self.diffusion, x0, after_first, randn_like)
 
         self.validation_metrics["loss"].update(losses)
         for name, quarter in self._by_quarter(t, losses):
