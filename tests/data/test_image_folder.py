@@ -208,6 +208,14 @@ def test_pictures_that_cannot_be_used_are_left_out_and_counted(tmp_path, digits,
         ready(tmp_path)
 
 
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_too_few_pictures_are_refused(tmp_path, cache):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (28, 28)).save(tmp_path / name)
+    with pytest.raises(UserError, match="has 2 pictures for training, validation and test: add some"):
+        ready(tmp_path, cache=cache and str(tmp_path / cache))
+
+
 def test_a_large_picture_is_used(tmp_path):
     Image.new("L", (2500, 2000), 200).save(tmp_path / "a.png")
     assert read_pictures(tmp_path, (1, 8, 8), lambda picture: picture.resize((8, 8))).images.unique().tolist() == [200]

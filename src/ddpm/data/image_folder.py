@@ -166,11 +166,17 @@ class ImageFolder(ImageData):
         return kept, reasons
 
     def _arrange(self, paths: Sequence[Path]) -> Arrangement:
-        """Return the splits of pictures with these paths."""
+        """Return the splits of pictures with these paths.
+
+        Raises:
+            ValueError: too few pictures.
+        """
         folders = [path.relative_to(self.root).parts[:-1][:1] for path in paths]
         label = {folder: index for index, folder in enumerate(sorted(set(folders)))}
         test = math.ceil(self.test_fraction * len(paths))
         validation = math.ceil(self.validation_fraction * len(paths))
+        if test + validation >= len(paths):
+            raise ValueError(f"{self.root} has {len(paths)} pictures for training, validation and test: add some.")
         order = torch.randperm(len(paths), generator=generator(Stream.DATA_SPLIT, self.split_seed))
         sizes = {"test": test, "validation": validation, "train": len(paths) - test - validation}
         return Arrangement(order, torch.tensor([label[folder] for folder in folders])[order], sizes)
