@@ -23,10 +23,10 @@ def linear(num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02, res
     """
     _check_num_steps(num_steps)
     scale = 1000 / num_steps if rescale else 1.0
-    if rescale and max(beta_start, beta_end) * scale >= 1:
+    if rescale and (largest := max(beta_start, beta_end) * scale) >= 1:
         raise ValueError(
-            f"linear schedule: with num_steps={num_steps} the rescaled β reaches {beta_end * scale:g}; it must "
-            "stay below 1. Use more steps or rescale=False."
+            f"linear schedule: with num_steps={num_steps} the rescaled β reaches {largest:g}; it must stay below 1. "
+            "Use more steps or rescale=False."
         )
     betas = torch.linspace(beta_start * scale, beta_end * scale, num_steps, dtype=torch.float64)
     return check_betas(betas)

@@ -16,6 +16,8 @@ METRICS = ("val/bpd", "val/loss", "train/loss", "images/s")
 """metrics of every training, in the order of the columns; those of callbacks follow"""
 NOT_SHOWN = re.compile(r"step|epoch|lr-.*|train/grad_norm|(train|val)/loss_q\d")
 """metrics of every training that have no column"""
+COMPLETE = ("finished", "stopped")
+"""states of the runs that enter the means; a callback, such as EarlyStopping, ends a run as "stopped" """
 
 
 class Estimate(NamedTuple):
@@ -57,8 +59,8 @@ class SeedGroup:
 
     @property
     def finished(self) -> list[RunRecord]:
-        """The runs of `seeds` that are finished, or that a callback has stopped early. Only these enter the means."""
-        return [run for run in self.seeds if run.state in ("finished", "stopped")]
+        """The runs of `seeds` that are complete. Only these enter the means."""
+        return [run for run in self.seeds if run.state in COMPLETE]
 
     def estimate(self, metric: str) -> Estimate | None:
         """Return the estimate over the finished runs that have a finite value, None if no run has one."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from ddpm.runs.collect import Curve, RunRecord, Samples, Value
-from ddpm.runs.compare.comparison import Comparison, SeedGroup
+from ddpm.runs.compare.comparison import COMPLETE, Comparison, SeedGroup
 from ddpm.runs.compare.ticks import plain_ticks
 from ddpm.runs.compare.varying import format_value
 
@@ -183,7 +183,7 @@ def _time_panel(axis: "Axes", plot: PlotData) -> None:
 
 
 def _dot(axis: "Axes", x: float, y: float, color: str, run: RunRecord, alpha: float = 1) -> None:
-    face = color if run.state == "finished" else "none"
+    face = color if run.state in COMPLETE else "none"
     axis.plot(x, y, "o", color=color, markerfacecolor=face, markersize=5, alpha=alpha)
 
 
