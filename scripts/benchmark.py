@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,7 +48,7 @@ from ddpm.config import build, conf_dir
 from ddpm.devices import device_name, lightning_arguments, reuse_freed_memory
 from ddpm.errors import UserError
 from ddpm.runs import Run
-from ddpm.runs.status import processor
+from ddpm.runs.status import installed_version, processor
 from ddpm.training import DDPM, build_model
 from ddpm.training.loggers import build_loggers
 from ddpm.training.trainer import build_trainer, connect, ignore_expected_warnings, speed_up
@@ -507,7 +506,8 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     limits = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
     return {
         "command": shlex.join([f"scripts/{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version()} | {name: found for name in names if (found := release(name))},
+        "versions": {"python": platform.python_version()}
+        | {name: found for name in names if (found := installed_version(name))},
         "device": device_name(torch.device(args.device)),
         "processor": processor(),
         "used": torch.backends.cpu.get_cpu_capability(),
@@ -515,13 +515,6 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in limits if name in os.environ},
         "load": os.getloadavg()[0],
     }
-
-
-def release(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 COMMANDS = {"step": step, "sample": sample, "input": input_, "startup": startup, "scale": scale}

@@ -96,18 +96,9 @@ class Row:
 
 def read_rows() -> dict[str, Row]:
     rows = yaml.safe_load((ROOT / "scripts" / "reproduce.yaml").read_text(encoding="utf-8"))
-
-    def words(text: str | None) -> list[str] | None:
-        return None if text is None else shlex.split(text)
-
+    readers: dict[str, Callable[[Any], Any]] = {"table": str, "evaluate": lambda texts: [*map(shlex.split, texts)]}
     return {
-        name: Row(
-            row["table"],
-            [shlex.split(text) for text in row["evaluate"]],
-            words(row.get("train")),
-            words(row.get("script")),
-            words(row.get("package")),
-        )
+        name: Row(**{key: readers.get(key, shlex.split)(value) for key, value in row.items()})
         for name, row in rows.items()
     }
 

@@ -21,14 +21,7 @@ from ddpm.data.pictures import save_animation
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import UserError
 from ddpm.metrics import plots
-from ddpm.runs import (
-    ckpt_override,
-    identity_overrides,
-    overrides_with_effect,
-    run_directory,
-    task_overrides,
-    write_json,
-)
+from ddpm.runs import ckpt_override, identity_overrides, task_overrides, write_json
 from ddpm.runs.files import write_csv
 from ddpm.training.hardware import number_of_processes
 from ddpm.training.module import DDPM
@@ -67,7 +60,7 @@ def run(cfg: DictConfig) -> None:
         checkpoint, network = None, None
         fabric = from_checkpoint.build_fabric(cfg.trainer)
         diffusion = build_diffusion(cfg).to(fabric.device)
-        directory = directory_of(cfg)
+        directory = from_checkpoint.directory_for(cfg, None)
         model = None
     else:
         loaded = from_checkpoint.load(cfg)
@@ -120,7 +113,7 @@ def plan(cfg: DictConfig) -> Plan:
     if cfg.ckpt is None:
         build_diffusion(cfg)
         pick_image(cfg, None)
-        return Plan(directory_of(cfg), "noise and denoise a digit with the true x_0")
+        return Plan(from_checkpoint.directory_for(cfg, None), "noise and denoise a digit with the true x_0")
     checkpoint, model = from_checkpoint.read(cfg)
     pick_image(cfg, model)
     return Plan(from_checkpoint.directory_for(cfg, checkpoint), "noise and denoise a digit")
@@ -141,12 +134,6 @@ def named_groups() -> set[str]:
 
 def build_diffusion(cfg: DictConfig) -> GaussianDiffusion:
     return GaussianDiffusion(build(cfg.schedule, Tensor), "x0")
-
-
-def directory_of(cfg: DictConfig) -> Path:
-    """Return the results directory for a run without a checkpoint."""
-    overrides = overrides_with_effect("denoise", not_identity=cfg.not_identity)
-    return run_directory("denoise", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 def pick_image(cfg: DictConfig, model: DDPM | None) -> tuple[ImageData, Tensor, int]:

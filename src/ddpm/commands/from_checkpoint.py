@@ -21,7 +21,7 @@ from ddpm.devices import map_over_processes
 from ddpm.diffusion import Autoguidance, Guidance, Sampler
 from ddpm.diffusion.process import Network
 from ddpm.errors import UserError
-from ddpm.runs import find_checkpoint, overrides_with_effect, results_directory, run_of
+from ddpm.runs import find_checkpoint, overrides_with_effect, results_directory, run_directory, run_of
 from ddpm.runs.checkpoints import load_checkpoint
 from ddpm.training.building import load_model
 from ddpm.training.hardware import cluster_environment, lightning_arguments, number_of_processes, prepare_process
@@ -214,9 +214,11 @@ def describe(data: ImageData) -> str:
     return " ".join([type(data).__name__, *([str(data.root)] if hasattr(data, "root") else [])])
 
 
-def directory_for(cfg: DictConfig, checkpoint: Path) -> Path:
-    """Return the directory of the results of the command that runs now."""
+def directory_for(cfg: DictConfig, checkpoint: Path | None) -> Path:
+    """Return the directory of the results of the command that runs now, with or without a checkpoint."""
     command = HydraConfig.get().job.config_name
     assert command is not None
     overrides = overrides_with_effect(command, not_identity=[*cfg.not_identity, "ckpt"])
+    if checkpoint is None:
+        return run_directory(command, cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
     return results_directory(command, checkpoint, cfg.paths.outputs, overrides, cfg.not_identity)

@@ -107,7 +107,7 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     steps = model.check_sampler(sampler, guidance)
     mode: Mode | None = build(cfg.mode, Mode) if cfg.mode else None
     if mode is None:
-        labels = asked_labels(cfg, model)
+        labels = model.classes(cfg.labels)
         model.check_condition(labels, guidance, cfg.num_samples)
         return Job(sampler, steps, guidance, labels, None, None, cfg.num_samples * steps)
     if number_of_processes(cfg.trainer) > 1:
@@ -121,13 +121,6 @@ def prepare(cfg: DictConfig, checkpoint: Path, model: DDPM) -> Job:
     except ValueError as error:
         raise UserError(f"mode: {error}") from error
     return Job(sampler, steps, guidance, labels, mode, inputs, evaluations)
-
-
-def asked_labels(cfg: DictConfig, model: DDPM) -> list[int] | None:
-    """Return the classes that `cfg.labels` names."""
-    if cfg.labels == "all":
-        return list(range(model.num_classes or 1))
-    return [cfg.labels] if isinstance(cfg.labels, int) else None if cfg.labels is None else list(cfg.labels)
 
 
 def draw(cfg: DictConfig, loaded: Loaded, job: Job) -> SampleResult:

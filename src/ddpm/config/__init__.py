@@ -240,3 +240,8 @@ def leaves(node: Any, into_lists: bool = False, key: str = "") -> Iterator[tuple
             yield from leaves(child, into_lists, key)
     else:
         yield key, node
+
+
+def is_below(key: str, parents: Collection[str]) -> bool:
+    """Return whether a dotted key is one of the parents or below one of them."""
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

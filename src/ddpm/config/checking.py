@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from ddpm.config import leaves
+from ddpm.config import is_below, leaves
 from ddpm.errors import UserError, did_you_mean
 
 TYPES = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -77,7 +77,7 @@ def _check_settings(values: dict[str, Any], settings: type[BaseModel], reference
         missing = [detail["loc"] for detail in errors if detail["type"] == "missing"]
         refused = [detail for detail in errors if detail["type"] not in ("missing", "extra_forbidden")]
         unread = [key for detail in errors if detail["type"] == "extra_forbidden"
-                  for key in _keys_below(detail["loc"], values) if not _is_read(key, references)]  # fmt: skip
+                  for key in _keys_below(detail["loc"], values) if not is_below(key, references)]  # fmt: skip
         if missing:
             raise UserError(_missing(".".join(map(str, missing[0])))) from None
         if refused:
@@ -91,11 +91,6 @@ def _keys_below(location: Collection[Any], values: Any) -> list[str]:
     for part in location:
         values = values[part if part in values else next(key for key in values if str(key) == str(part))]
     return [key for key, _ in leaves(values, key=".".join(map(str, location)))]
-
-
-def _is_read(key: str, references: Collection[str]) -> bool:
-    """Return whether an interpolation reads the key or a group of settings that contains the key."""
-    return any(key == name or key.startswith(f"{name}.") for name in references)
 
 
 def _references(raw: Any) -> set[str]:

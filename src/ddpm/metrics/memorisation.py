@@ -1,7 +1,7 @@
 """Memorisation: the share of samples that are near-copies of training images."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ class TrainingDistance:
         self.caption = f"{space}: distance to the nearest training image"
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
-        judged = _judged(reference, self.space)
-        return Comparison(judged.distance, judged.distance_held_out)
+        samples_distances, test_distances = _distances(reference, self.space)
+        return Comparison(Estimate.of(samples_distances), Estimate.of(test_distances))
 
 
 class NearCopies:
@@ -43,25 +43,12 @@ class NearCopies:
         self.caption = f"{space}: share of near-copies"
 
     def __call__(self, samples: ImageSet, reference: Reference) -> Comparison:
-        judged = _judged(reference, self.space)
-        return Comparison(judged.copies, judged.copies_held_out)
+        return near_copies(*_distances(reference, self.space))
 
 
-def _judged(reference: Reference, space: Space) -> "Memorisation":
-    return memorisation(reference.samples_nearest[space].distances, reference.test_nearest[space].distances)
-
-
-class Memorisation(NamedTuple):
-    distance: Estimate
-    """mean distance of the samples to their nearest training image"""
-    distance_held_out: Estimate
-    """mean distance of held-out real images to their nearest training image"""
-    copies: Estimate
-    """share of near-copies among the samples"""
-    copies_held_out: Estimate
-    """share of near-copies among the held-out real images that were not used for the threshold"""
-    threshold: float
-    """an image with a smaller distance is a near-copy"""
+def _distances(reference: Reference, space: Space) -> tuple[Tensor, Tensor]:
+    """Return the distances of samples [N] and of test images [M] to their nearest training image."""
+    return reference.samples_nearest[space].distances, reference.test_nearest[space].distances
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:
@@ -92,8 +79,8 @@ def _points(images: Tensor) -> Tensor:
     return images.flatten(1).float() / 255 if images.dtype == torch.uint8 else images
 
 
-def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
-    """Return the shares of near-copies, and the mean distances, of samples and of held-out real images.
+def near_copies(samples: Tensor, held_out: Tensor) -> Comparison:
+    """Return the shares of near-copies among samples and among held-out real images.
 
     The threshold is the 1 % quantile of the first half of the held-out distances. It is then applied to the samples
     and to the second half. The order of the held-out distances must carry no information.
@@ -102,15 +89,8 @@ def memorisation(samples: Tensor, held_out: Tensor) -> Memorisation:
         samples: distances of the samples to their nearest training image, [N].
         held_out: distances of held-out real images to their nearest training image, [M].
     """
-    threshold = copy_threshold(held_out)
-    judged = held_out.tensor_split(2)[1]
-    return Memorisation(
-        Estimate.of(samples),
-        Estimate.of(held_out),
-        Estimate.of((samples < threshold).double()),
-        Estimate.of((judged < threshold).double()),
-        threshold.item(),
-    )
+    threshold, judged = copy_threshold(held_out), held_out.tensor_split(2)[1]
+    return Comparison(Estimate.of((samples < threshold).double()), Estimate.of((judged < threshold).double()))
 
 
 def copy_threshold(held_out: Tensor) -> Tensor:

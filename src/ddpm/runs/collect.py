@@ -12,19 +12,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from ddpm.config import is_below
 from ddpm.errors import UserError
 from ddpm.runs.files import read_json, read_yaml
 from ddpm.runs.nearby import runs_nearby, suggest
 from ddpm.runs.run import BEST, LAST, is_locked
-from ddpm.runs.saved_config import comparable, is_below
-from ddpm.runs.status import State
+from ddpm.runs.saved_config import comparable
+from ddpm.runs.status import MAX_ERROR, State
 from ddpm.secrets import mask_values
 
 Value = int | float | str | None
 """value of a setting. A list or another type is JSON text; None means that the config does not have the setting"""
 
 SET_ASIDE = re.compile(r"\.before-\d{8}-\d{6}$")  # the suffix that restart=true appends to an old run's directory
-MAX_ERROR = 4000
 """maximum number of characters of an error in a record"""
 FILES_OF_A_RUN = ("status.json", "config.yaml")
 
@@ -116,7 +116,7 @@ def read_run(directory: Path) -> RunRecord:
         _state(directory, status),
         None if step is None else int(step),
         _number(status.get("seconds")),
-        "\n".join([str(error)[:MAX_ERROR]] * bool(error) + damaged) or None,
+        "\n".join([str(error)[: 2 * MAX_ERROR]] * bool(error) + damaged) or None,
         settings,
         {name: number for name, value in metrics.items() if (number := _number(value)) is not None},
         next((path for name in (BEST, LAST) if (path := directory / "checkpoints" / name).is_file()), None),

@@ -69,7 +69,8 @@ def read_exported(weights: Path) -> dict[str, Any]:
     folder = weights.parent
     if weights.name != WEIGHTS:
         raise UserError(f"{weights} is no exported model: its file must have the name {WEIGHTS}.")
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in _lines(folder / SUMS))}
+    lines = read_text(folder / SUMS, MAX_SUMS).splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     _check_header(weights)
     config = read_yaml(folder / CONFIG)
     if not config:
@@ -83,10 +84,6 @@ def read_exported(weights: Path) -> dict[str, Any]:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state |= {AVERAGE + name.removeprefix(NETWORK): state[name] for name in list(state) if name.startswith(NETWORK)}
     return {**facts, "state_dict": state, "hyper_parameters": {"config": config}}
-
-
-def _lines(path: Path) -> list[str]:
-    return read_text(path, MAX_SUMS).splitlines()
 
 
 def _check_header(path: Path) -> None:

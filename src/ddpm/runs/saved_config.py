@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ddpm.config import leaves
+from ddpm.config import is_below, leaves
 from ddpm.errors import UserError
 from ddpm.runs.files import read_yaml, replace_file
 
@@ -63,8 +63,3 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
                 values[key] = f"<{folders[folder]}>{value.removeprefix(folder)}"
     return values
-
-
-def is_below(key: str, parents: Collection[str]) -> bool:
-    """Return whether a dotted key is one of the parents or below one of them."""
-    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)

@@ -109,7 +109,7 @@ def provenance(device: str) -> dict[str, Any]:
     """Return the provenance of a result: code, versions, device, command line, host and time."""
     return {
         "git": git_state(Path(__file__).resolve().parents[1]),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
         "device": device,
         "command_line": shlex.join(map(mask_override, sys.orig_argv)),
         "host": socket.gethostname(),
@@ -157,7 +157,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode(errors="replace").rstrip("\n")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

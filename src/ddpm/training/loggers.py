@@ -61,28 +61,19 @@ class LossesFirst(TensorBoardLogger):
 
 
 def logger_nodes(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the config of each logger by name. `logger` holds one (`_target_` at its root), or several by name."""
-    if not config:
-        return {}
-    if "_target_" in config:
-        return {"logger": config}
-    return {str(name): node for name, node in config.items() if node is not None}
+    """Return the config of each logger by its name."""
+    return {str(name): node for name, node in (config or {}).items() if node is not None}
 
 
 def check_loggers(config: Mapping[str, Any] | None) -> None:
     """Check the loggers without building them, since some write when they are built.
 
     Raises:
-        UserError: a class is not found, is no logger, lacks its package, or does not take an argument.
+        UserError: a class is no logger, lacks its package, or does not take an argument.
     """
     for name, node in logger_nodes(config).items():
-        target = node.get("_target_") if isinstance(node, Mapping) else None
-        if target is None:
-            raise UserError(f"logger.{name} has no _target_: name the logger's class there.")
-        try:
-            kind = get_object(target)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"logger.{name}._target_={target} is not found: is its folder on PYTHONPATH?") from error
+        target = node["_target_"]
+        kind = get_object(target)
         if not (isinstance(kind, type) and issubclass(kind, Logger)):
             raise UserError(f"logger.{name}._target_={target} is not a logger of Lightning.")
         for base, extra in EXTRAS.items():

@@ -73,7 +73,7 @@ class SamplingModel(L.LightningModule):
                 guidance = ClassifierFree(float(guidance))
             except (TypeError, ValueError) as error:
                 raise UserError(str(error)) from error
-        classes = None if labels is None else self._classes(labels)
+        classes = self.classes(labels)
         self.check_condition(classes, guidance, num_samples)
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         batches = torch.arange(num_samples).split(batch_size)
@@ -81,8 +81,10 @@ class SamplingModel(L.LightningModule):
             [self.sample_images(part.tolist(), sampler, seed, on_step, classes, guidance) for part in batches]
         )
 
-    def _classes(self, labels: Any) -> list[int]:
-        """Return the labels that a user gives as a number, as numbers of any kind, or as "all"."""
+    def classes(self, labels: Any) -> list[int] | None:
+        """Return the labels that a user gives as None, as a number, as numbers of any kind, or as "all"."""
+        if labels is None:
+            return None
         if isinstance(labels, str) and labels == "all":
             return list(range(self.num_classes or 1))
         many = isinstance(labels, Iterable) and getattr(labels, "ndim", 1) > 0  # a tensor of no dimension is a number

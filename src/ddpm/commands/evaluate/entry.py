@@ -26,15 +26,7 @@ from ddpm.metrics.features import Digits, Features
 from ddpm.metrics.measures import Measure
 from ddpm.metrics.quality import check_images
 from ddpm.metrics.samples_file import doubts, read_samples
-from ddpm.runs import (
-    ckpt_override,
-    identity_overrides,
-    load_checkpoint,
-    overrides_with_effect,
-    run_directory,
-    task_overrides,
-    write_json,
-)
+from ddpm.runs import ckpt_override, identity_overrides, load_checkpoint, task_overrides, write_json
 from ddpm.training.module import DDPM
 
 READ_WITH_SAMPLES = ("samples", "data", "features", "measures")
@@ -66,7 +58,7 @@ def plan(cfg: DictConfig) -> Plan:
     check(cfg)
     if cfg.ckpt is None:
         prepare_samples(cfg)
-        return Plan(directory_of_samples(cfg), f"judge {cfg.samples}")
+        return Plan(from_checkpoint.directory_for(cfg, None), f"judge {cfg.samples}")
     checkpoint, model = from_checkpoint.read(cfg)
     prepare_checkpoint(cfg, checkpoint, model)
     return Plan(from_checkpoint.directory_for(cfg, checkpoint), "measure")
@@ -206,7 +198,7 @@ def judge_samples(cfg: DictConfig) -> None:
     origin = {"samples": user_path(cfg.samples), "num_samples": len(samples)}
     device = from_checkpoint.build_fabric(cfg.trainer).device
     judged = sample_quality.judge(cfg, Drawn(samples, origin), data, features, measures, device)
-    directory = directory_of_samples(cfg)
+    directory = from_checkpoint.directory_for(cfg, None)
     make_results_folder(directory, device, None)
     report(directory, [judged], {"data": from_checkpoint.describe(data)}, [])
 
@@ -215,11 +207,6 @@ def mnist(cfg: DictConfig) -> DictConfig:
     """Return the config of all of MNIST, the default real digits."""
     data = compose("evaluate", ["data=mnist"]).data
     return OmegaConf.create({"paths": cfg.paths, "seed": cfg.seed, "data": data}).data
-
-
-def directory_of_samples(cfg: DictConfig) -> Path:
-    overrides = overrides_with_effect("evaluate", not_identity=cfg.not_identity)
-    return run_directory("evaluate", cfg.paths.outputs, overrides, not_identity=cfg.not_identity)
 
 
 # Both ---------------------------------------------------------------------------------------------------------------
