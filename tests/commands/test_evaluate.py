@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm.commands.evaluate.bits_per_dim import spread, up_to
+from ddpm.commands.evaluate.bits_per_dim import spread, timesteps_per_image, up_to
 from ddpm.commands.variance import set_variance, stored_x0_mse, x0_mse_key, x0_mse_path
 from ddpm.diffusion import Ancestral, GaussianDiffusion
 from ddpm.errors import UserError
@@ -95,6 +96,22 @@ def test_the_exact_bound_alone(ddpm_here, run, tmp_path):
     assert not any(key.startswith(("bpd/train", "bpd/gap", "bpd/empirical")) for key in metrics)
     with (directory / "kl.csv").open(newline="") as file:
         assert [(row["t_from"], row["n"]) for row in csv.DictReader(file)][:1] == [("1", "20")]
+
+
+def test_the_bound_of_a_chain_that_is_shorter_than_the_sampler(ddpm_here):
+    """Nothing is sampled, so the sampler's 20 steps do not matter."""
+    small = ["data=mnist_mini", "model=unet_tiny", "model.channels=8", "schedule=cosine", "schedule.num_steps=2"]
+    trained = ddpm_here("train", *small, "sampler.steps=2", "trainer=cpu", "trainer.max_steps=1", "name=short")
+    assert trained.returncode == 0, trained.stderr
+    few = [*LEAST, "evaluate.train_images=0", "evaluate.empirical_images=0"]
+    answer = ddpm_here("evaluate", "ckpt=outputs/train/default/short", *few)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_bound_of_a_chain_of_one_step_is_refused(exact):
+    with pytest.raises(UserError, match="has no timestep t ≥ 1 to measure"):
+        timesteps_per_image(OmegaConf.create({"evaluate": {"exact": exact}, "timesteps_per_image": 10}), num_steps=1)
 
 
 def test_the_optimal_variance_is_measured_once_and_then_used(ddpm_here, run, tmp_path):

@@ -150,6 +150,8 @@ def check(cfg: DictConfig, model: DDPM, data: ImageData) -> Settings:
 
 def timesteps_per_image(cfg: DictConfig, num_steps: int) -> int:
     """Return the number of timesteps t ≥ 1 of the bound for each image."""
+    if num_steps == 1:
+        raise UserError("the bound of a chain of one step has no timestep t ≥ 1 to measure: set num_images=0.")
     if not cfg.evaluate.exact:
         return up_to("timesteps_per_image", cfg.timesteps_per_image, num_steps - 1)
     if "timesteps_per_image" in identity_overrides(task_overrides()):
