@@ -43,8 +43,8 @@ def write_page(
 ) -> None:
     """Write the page for test image `image_index` and the next ones with other labels.
 
-    The first image's chains are those of the pictures of `ddpm denoise`. The page stays below 3 MB: if it would
-    not, it has fewer images, then fewer timesteps.
+    The first image's chains are those of the pictures of `ddpm denoise`. If the page would be larger than 3 MB, it has
+    fewer images, then fewer timesteps; only the page of one very large picture is larger.
 
     Args:
         network: adds the learned chain; None leaves it out.
@@ -59,13 +59,13 @@ def write_page(
         network = partial(network, labels=labels[indices].to(device))
     recorded = Recording(to_model_range(images[indices]).to(device), diffusion, network, seed, timesteps)
     title = f"{type(data).__name__}, T = {diffusion.num_steps}, seed {seed}"
-    while len(page := render(title, recorded.content(captions, num_timesteps))) > MAX_BYTES and (
-        len(captions) > 1 or num_timesteps > 1
-    ):
+    while len(page := render(title, recorded.content(captions, num_timesteps))) > MAX_BYTES:
         if len(captions) > 1:
             captions.pop()
-        else:
+        elif num_timesteps > 1:
             num_timesteps = math.ceil(num_timesteps / 2)
+        else:
+            break  # a single picture may be larger
     path.write_text(page, encoding="utf-8")
 
 
