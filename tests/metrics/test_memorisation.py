@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ddpm.metrics import memorisation as module
-from ddpm.metrics.memorisation import copy_threshold, near_copies, nearest
+from ddpm.metrics.memorisation import TrainingDistance, copy_threshold, near_copies, nearest
 
 
 def uniform(*shape, seed=0):
@@ -29,6 +31,15 @@ def test_a_copy_is_at_distance_zero():
 def test_near_copies_are_below_the_quantile_of_the_first_half():
     held_out = torch.cat([torch.arange(1, 102), torch.full((100,), 0.5), torch.tensor([1.5])]).double()
     assert copy_threshold(held_out) == 2  # 1 % of 1 … 101
-    copies = near_copies(torch.tensor([0.0, 1.9, 2.0, 3.0]).double(), held_out)
+    samples = torch.tensor([0.0, 1.9, 2.0, 3.0]).double()
+    copies = near_copies(samples, held_out)
     assert copies.value.mean == 0.5
     assert copies.real.mean == 1  # of the other half
+
+    reference = SimpleNamespace(
+        samples_nearest={"pixels": SimpleNamespace(distances=samples)},
+        test_nearest={"pixels": SimpleNamespace(distances=held_out)},
+    )
+    distance = TrainingDistance("pixels")(None, reference)
+    assert distance.value.mean == pytest.approx(6.9 / 4)
+    assert distance.real.mean == pytest.approx(held_out.mean().item())
