@@ -116,7 +116,7 @@ def read_run(directory: Path) -> RunRecord:
         _state(directory, status),
         None if step is None else int(step),
         _number(status.get("seconds")),
-        "\n".join([str(error)[: 2 * MAX_ERROR]] * bool(error) + damaged) or None,
+        "\n".join([str(error)[: 2 * MAX_ERROR]] * bool(error) + damaged) or None,  # its note on the cut needs room
         settings,
         {name: number for name, value in metrics.items() if (number := _number(value)) is not None},
         next((path for name in (BEST, LAST) if (path := directory / "checkpoints" / name).is_file()), None),
